@@ -28,24 +28,26 @@ TEST_MODELS := rxnmapper==0.4.3
 export HF_HUB_OFFLINE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.DELETE_ON_ERROR:
+# Run a command, and show what it said only if it fails.
+quietly = said=$$($(1) 2>&1) || { echo "$$said"; exit 1; }
+
 .PHONY: demo test test-all check bench venv clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python -m modbay demo
 
-test: PYTEST_ARGS := -m 'not slow' $(PYTEST_ARGS)
+test: SELECT := -m 'not slow'
 test test-all: export OMP_NUM_THREADS := 1
 test test-all: export MKL_NUM_THREADS := 1
 test test-all: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n 2 $(SELECT) $(PYTEST_ARGS)
 
 check: $(VENV)/dev.stamp
-	@$(BIN)/ruff check --quiet
-	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --diff --quiet; exit 1; }
-	@$(BIN)/pyright
-	@$(BIN)/lint-imports
-	@echo "The five largest files:"
+	@$(call quietly,$(BIN)/ruff check)
+	@$(call quietly,$(BIN)/ruff format --diff)
+	@$(call quietly,$(BIN)/pyright)
+	@$(call quietly,$(BIN)/lint-imports --no-logo)
+	@echo "Lint, format, types and direction of imports hold. The five largest files:"
 	@find src -name '*.py' -exec wc -l {} + | grep -v ' total$$' | sort -rn | head -5
 
 bench: $(VENV)/dev.stamp
