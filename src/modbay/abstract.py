@@ -1,0 +1,264 @@
+"""The contracts: what a kind, a delta, a router and an aggregator are, and nothing of how they are run.
+
+    y = A(f, x, {m_1 … m_n}, r(x, c), c)
+
+Pfeiffer, Ruder, Vulić and Ponti, "Modular Deep Learning", 2023 (arXiv 2302.11529), Algorithm 1.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CallError, CompositionError, LabelError
+from .types import Labels, Params
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place in a network, as a kind sees it: f(x) = module(x), of which only shapes are told.
+
+    form: how the weight acts: "linear" y = xWᵀ, "transposed" y = xW (GPT-2's Conv1D), "convolution", "embedding",
+    "experts" (a fused parameter, (E, …)), or "other" (no single weight).
+    """
+
+    name: str
+    form: str = "other"
+    inputs: int | None = None
+    outputs: int | None = None
+    axis: int = -1
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    module: nn.Module | None = None
+    parameter: str = "weight"
+
+    @property
+    def weight(self) -> Tensor:
+        return getattr(self.module, self.parameter)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.module, "bias", None)
+
+    def features(self, side: str) -> int:
+        """The number of features at the site's "inputs" or "outputs"; raises CompositionError where it can't be told."""
+        n = getattr(self, side)
+        if n is None:
+            raise CompositionError(
+                f"site {self.name!r} ({type(self.module).__name__}): its {side} have no width that can be read from the "
+                f"module. Attach at a Linear inside it, or say the width: mb.at({self.name!r}, features=…)."
+            )
+        return n
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, device=self.device, dtype=self.dtype)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, device=self.device, dtype=self.dtype)
+
+
+@dataclass(eq=False)
+class Context:
+    """c: what a call carries beside x. Labels by keyword, the call's own arguments, named activations, and its losses."""
+
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[tuple[str, Tensor]] = field(default_factory=list)
+    routes: dict[str, "Routing"] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    rows: Tensor | None = None
+    grad: bool = False  # whether gradients were on where the call began
+    recomputing: Callable[[], bool] = lambda: False
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The call's padding mask (b, t), 1 where there is text; None if it has none."""
+        mask = self.arguments.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return mask if mask is None or self.rows is None else mask[self.rows]
+
+    def label(self, name: str) -> Labels:
+        """The labels given under `name`, of the rows in sight; raises LabelError if there are none."""
+        given = self.labels.get(name)
+        if given is None:
+            raise LabelError(
+                f"no label {name!r} for this call: pass {name}=… to the model (a name, a list with one an example, or an "
+                f"index tensor), or set the module for all calls with bay.use(…)."
+            )
+        if self.rows is None or isinstance(given, str):
+            return given
+        return given[self.rows] if isinstance(given, Tensor) else [given[i] for i in self.rows.tolist()]
+
+    def at(self, rows: Tensor | None) -> "Context":
+        """This context with only some examples in sight."""
+        return self if rows is None else replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Keep an auxiliary loss. It must always be computed, and is kept once, however often a block is recomputed."""
+        if self.grad and not torch.is_grad_enabled():
+            raise CallError(
+                f"the loss {name!r} was computed without gradients in a call that has them: reentrant checkpointing loses "
+                f"auxiliary losses. Use gradient_checkpointing_kwargs={{'use_reentrant': False}}."
+            )
+        if not self.recomputing():
+            self.losses.append((name, value))
+
+
+@dataclass(frozen=True)
+class Kind(ABC):
+    """A computation function: a pure function of its parameters, and a small frozen dataclass of its hyper-parameters.
+
+    A final kind derives from one of the four compositions below. Its code is written for one module. With `batched` it
+    promises to accept parameters (g, …) with x (g, …) as well; without, the engine vectorises it with `vmap`.
+    """
+
+    batched: ClassVar[bool] = False  # accepts a leading group axis as it is
+    tokenwise: ClassVar[bool] = True  # treats each position alone, so that tokens may be routed apart
+    tied: ClassVar[bool] = False  # ties the examples of a batch together (batch statistics)
+    enters: ClassVar[bool] = False  # its delta acts on x before f, which must be affine
+    neutral: ClassVar[bool] = True  # claims to change nothing when it is new
+    constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
+
+    @abstractmethod
+    def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
+        """The parameters of a new module, by site. One tensor given to several sites is shared by them."""
+
+    def penalty(self, params: Params) -> Tensor | None:
+        """A loss that the module adds to training (sparsity, orthogonality); None for most."""
+        return None
+
+
+class ParameterComposition(Kind):
+    """f_{θ ⊕ φ}(x): the module changes f's parameters by a delta (survey section 3.1)."""
+
+    @abstractmethod
+    def delta(self, params: Params, site: Site) -> "Delta":
+        """The change of the site's parameters."""
+
+
+class InputComposition(Kind):
+    """f_θ([φ, x]): the module is put in front of the input (section 3.2)."""
+
+    tokenwise: ClassVar[bool] = False
+    neutral: ClassVar[bool] = False
+
+    @abstractmethod
+    def extend(self, params: Params, c: Context) -> Tensor:
+        """What is put in front: (n, d) at an embedding, (2, heads, n, d) in attention; (g, …) for a group."""
+
+
+class FunctionComposition(Kind):
+    """f_θ(x) + Δ: the module adds to the output, seeing x and y = f_θ(x): serial, parallel, rescaling (section 3.3)."""
+
+    @abstractmethod
+    def change(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Tensor:
+        """Δ, shaped like y."""
+
+
+class Replacement(Kind):
+    """f_φ(x) instead of f: an expert, a head, a trainable copy of the site."""
+
+    neutral: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, params: Params, x: Tensor, f: Callable | None, c: Context) -> Tensor:
+        """The output. `f.under(parameters, x)` runs the site's own function with other parameters."""
+
+
+class Generator(Kind):
+    """A kind whose parameters are generated an example: φ_i = g_η(x_i, c_i), for another kind to use (section 3.4)."""
+
+    kind: Kind
+
+    @abstractmethod
+    def generate(self, params: Params, x: Tensor, c: Context) -> Params:
+        """The parameters of `kind`, (b, …): one set an example in sight."""
+
+
+class Delta(ABC):
+    """An update of the parameters of f: φ in f_{θ ⊕ φ}. Its tensors may all carry a leading group axis."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        """f_{θ ⊕ φ}(x) − f_θ(x), given y = f_θ(x); of a kind that enters, what is to be added to x. Nothing materialises."""
+
+    @abstractmethod
+    def scale(self, factor: Tensor | float) -> "Delta":
+        """This update times a factor: a number, or (g,) for a group."""
+
+    @abstractmethod
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        """(ΔW, Δb), materialised in the layout of the site's weight."""
+
+
+@dataclass(eq=False)
+class Routing:
+    """α = r_ρ(x, c): which modules count, and how much. Granularity is a shape.
+
+    Dense: weights (n,) for all, (b, n) an example, (b, t, n) a token. Sparse: index (…, k) into the modules, −1 for none,
+    with weights (…, k), or None for ones. `names`: the modules of the last axis, if they are not all modules in order.
+    What learning needs travels along: log-probability and value (…), losses by name, and the router's state.
+    """
+
+    weights: Tensor | None = None
+    index: Tensor | None = None
+    log_prob: Tensor | None = None
+    value: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    state: Any = None
+    host: tuple[tuple[int, ...], ...] | None = None  # index as Python integers, where it was born on the host
+    cache: dict = field(default_factory=dict, repr=False)  # plans, made once a routing
+
+    def __post_init__(self):
+        if self.weights is None and self.index is None:
+            raise CompositionError("Routing(weights=None, index=None): a routing needs weights, an index, or both.")
+
+    @property
+    def axes(self) -> int:
+        """0: one routing for all; 1: one an example; 2: one a token."""
+        return (self.weights if self.index is None else self.index).ndim - 1  # type: ignore[union-attr]
+
+    def dense(self, n: int) -> Tensor:
+        """The weights of all n modules, (…, n)."""
+        if self.index is None:
+            return self.weights  # type: ignore[return-value]
+        weights = torch.ones_like(self.index, dtype=torch.float32) if self.weights is None else self.weights
+        full = torch.zeros(*self.index.shape[:-1], n + 1, device=weights.device, dtype=weights.dtype)
+        return full.scatter_add(-1, self.index % (n + 1), weights)[..., :n]  # −1 falls into the last column, cut off
+
+
+class Router(nn.Module, ABC):
+    """r: which modules count for x. One object given to many sites is one route for all of them."""
+
+    keywords: tuple[str, ...] = ()  # the labels that it reads
+    reads_x: ClassVar[bool] = True  # False: labels alone decide
+    names: tuple[str, ...] = ()  # the modules between which it chooses
+
+    def build(self, names: Sequence[str], site: Site) -> None:
+        """Make, or remake, what depends on the modules; what was learned for a name is kept. Here: nothing depends."""
+        self.names = tuple(names)
+
+    def rename(self, old: str, new: str) -> None:
+        """A module has another name; what was learned for it stays. `build` follows. Here: nothing is kept by name."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, c: Context) -> Routing:
+        """x: (b, …, d), the site's input, or the call's embedded input for a router that is shared."""
+
+
+class Aggregator(nn.Module, ABC):
+    """A: how the active modules become one output."""
+
+    def build(self, site: Site) -> None:
+        """Make the parameters that depend on the site. Here: none."""
+
+    def admit(self, kind: Kind, site: Site) -> None:
+        """Raise CompositionError if this kind can't be aggregated so at this site. Here: any kind can."""
+
+    @abstractmethod
+    def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
+        """The output. `modules` runs them, grouped; `modules.route(x, c)` asks the router again."""

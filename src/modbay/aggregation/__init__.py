@@ -1,0 +1,3 @@
+"""The aggregation functions, one file each (survey section 4)."""
+
+from ._sum import WeightedSum as WeightedSum

@@ -1,0 +1,18 @@
+"""The weighted sum: what each active module adds, on top of f."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..abstract import Aggregator, Context, Routing
+
+
+class WeightedSum(Aggregator):
+    """y = f(x) + Σ_i α_i Δ_i, with Δ_i what module i alone adds to f (survey section 4.2).
+
+    A module that stands instead of f counts as Δ_i = m_i(x) − f(x). Only the modules with α_i ≠ 0 run.
+    """
+
+    def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
+        return modules.add(f, x, routing, c)

@@ -1,0 +1,14 @@
+"""The equation as code: Modular, the sites, the session of a call, and the engine that runs modules in groups."""
+
+from ._engine import Modules as Modules
+from ._engine import Part as Part
+from ._function import Function as Function
+from ._modular import Inventory as Inventory
+from ._modular import Modular as Modular
+from ._modular import Network as Network
+from ._modular import parameters as parameters
+from ._session import BayState as BayState
+from ._session import Session as Session
+from ._session import recomputing as recomputing
+from ._site import base_type as base_type
+from ._site import describe as describe

@@ -1,0 +1,362 @@
+"""The engine: runs the active modules of a site, grouped by kind, and knows nothing of methods, routers or models.
+
+Kinds see only groups, aggregators only routings; this is where the two meet.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import (
+    Context,
+    FunctionComposition,
+    Generator,
+    InputComposition,
+    Kind,
+    ParameterComposition,
+    Replacement,
+    Routing,
+    Site,
+)
+from ..deltas import LowRank
+from ..errors import CompositionError, SiteError
+from ..ops import lowrank_mixture
+from ..types import Params
+from ._plan import Group, Plan, plan
+
+
+class Part(nn.Module):
+    """One module's share of one site: its kind, and its parameters there. A network of the user's own is its own kind."""
+
+    def __init__(self, kind: Kind, tensors: Params):
+        super().__init__()
+        self.kind = kind
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+
+    def tensors(self) -> dict[str, Any]:
+        return {**self._parameters, **self._buffers} if self._buffers else self._parameters
+
+
+def difference(kind: Kind, params: Params, f: Callable | None, x: Tensor, y: Any, c: Context, site: Site) -> Tensor:
+    """What one module adds to y = f(x); for a replacement, its own output."""
+    if isinstance(kind, ParameterComposition):
+        return kind.delta(params, site).apply(x, y, site)
+    if isinstance(kind, FunctionComposition):
+        return kind.change(params, x, y, c)
+    if isinstance(kind, Replacement):
+        return kind.forward(params, x, f, c)
+    raise CompositionError(
+        f"{type(kind).__name__} at site {site.name!r}: an input composition has no output of its own; it needs an "
+        f"aggregator that puts modules in front of the input (WeightedSum, Concatenate) at a seam that takes it."
+    )
+
+
+def apply(kind: Kind, params: Params, f: Any, x: Tensor, y: Any, c: Context, site: Site, grouped: bool) -> Tensor:
+    """`difference`, in the dtype of the parameters, for one module or for a group: params (g, …), x and y (g, m, …)."""
+    if isinstance(kind, Generator):
+        return generated(kind, params, f, x, y, c, site, grouped)
+    dtype = x.dtype
+    learned = next((p.dtype for p in params.values() if p.is_floating_point()), dtype)
+    casts = dtype != learned and x.is_floating_point() and not torch.is_autocast_enabled(x.device.type)
+    if casts:
+        x, y = x.to(learned), y if y is None else y.to(learned)
+    if not grouped or kind.batched:
+        out = difference(kind, params, f, x, y, c, site)
+    elif isinstance(kind, ParameterComposition):
+        run = lambda p, x, y: kind.delta(p, site).apply(x, y, site)
+        out = torch.func.vmap(run, in_dims=(0, 0, None if y is None else 0), randomness="different")(params, x, y)
+    else:
+        run = partial(_one, kind, f, c, site)
+        out = torch.func.vmap(run, in_dims=(0, 0, None if y is None else 0), randomness="different")(params, x, y)
+    return out.to(dtype) if casts else out
+
+
+def _one(kind: Kind, f: Any, c: Context, site: Site, params: Params, x: Tensor, y: Any) -> Tensor:
+    return difference(kind, params, f, x, y, c, site)
+
+
+def generated(
+    kind: Generator, params: Params, f: Any, x: Tensor, y: Any, c: Context, site: Site, grouped: bool
+) -> Tensor:
+    """A kind whose parameters differ by example: generate them, then run its inner kind with one group an example."""
+    if grouped:  # several generators, each with rows of its own
+        rows = None if c.rows is None else c.rows.view(len(x), -1)
+        several = [
+            generated(kind, {k: v[i] for k, v in params.items()}, f, x[i], None if y is None else y[i],
+                      c if rows is None else Context(**{**vars(c), "rows": rows[i]}), site, False)
+            for i in range(len(x))
+        ]  # fmt: skip
+        return torch.stack(several)
+    each = kind.generate(params, x, c)
+    out = apply(kind.kind, each, f, x.unsqueeze(1), None if y is None else y.unsqueeze(1), c, site, True)
+    return out.squeeze(1)
+
+
+class Modules:
+    """The modules of one site in one call: what an aggregator is given to run them, all of it grouped."""
+
+    __slots__ = ("parts", "kinds", "site", "names", "router", "_stacks")
+
+    def __init__(self, parts: Sequence[Any], kinds: Sequence[int], site: Site, names: Sequence[str], router: Any):
+        self.parts, self.kinds, self.site, self.names, self.router = parts, kinds, site, names, router
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def route(self, x: Tensor, c: Context) -> Routing:
+        """Ask the router again, with another input (recursion, trees)."""
+        return self.router(x, c)
+
+    def active(self, routing: Routing) -> list[int]:
+        """The modules that a routing for the whole batch names, as far as the host knows: else all of them."""
+        if routing.host is not None:
+            return [i for i in dict.fromkeys(i for ids in routing.host for i in ids) if i >= 0 and self.kinds[i] >= 0]
+        return [i for i, kind in enumerate(self.kinds) if kind >= 0]
+
+    def one(self, i: int, f: Any, x: Tensor, y: Any, c: Context) -> Tensor:
+        """What module i adds to y = f(x) for all rows; for a replacement, its output."""
+        part = self.parts[i]
+        return apply(part.kind, part.tensors(), f, x, y, c, self.site, False)
+
+    def output(self, i: int, f: Any, x: Tensor, c: Context, y: Any = None) -> Tensor:
+        """m_i(x): the output of the site with module i alone."""
+        kind = self.parts[i].kind
+        if isinstance(kind, Replacement):
+            return self.one(i, f, x, None, c)
+        if kind.enters:
+            return f(x + self.one(i, f, x, x, c))
+        y = (f(x) if f is not None else torch.zeros_like(x)) if y is None else y
+        return y + self.one(i, f, x, y, c)
+
+    def stacked(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """The parameters of modules of one kind, along a new leading axis. What they share is expanded, not copied."""
+        several = [self.parts[i].tensors() for i in ids]
+        first = several[0]
+        return {
+            name: first[name].expand(len(ids), *first[name].shape)
+            if len(ids) == 1 or all(other[name] is first[name] for other in several[1:])
+            else torch.stack([other[name] for other in several])
+            for name in first
+        }
+
+    def averaged(self, routing: Routing, rows: int) -> tuple[Kind, Params, bool]:
+        """(kind, Σ_i α_i φ_i, whether an example): the modules' parameters, averaged; they must be of one kind."""
+        ids = self.active(routing)
+        weights = routing.dense(len(self))
+        kind = self.alike(ids)
+        if weights.ndim > 1:
+            weights = weights.reshape(rows, len(self))
+        stack = self.stacked(ids)
+        chosen = weights if len(ids) == len(self) else weights[..., ids]
+        mixed = {}
+        for name, tensor in stack.items():
+            if tensor.is_floating_point() and name not in kind.constants:
+                flat = chosen.to(tensor.dtype) @ tensor.flatten(1)
+                mixed[name] = flat.view(*flat.shape[:-1], *tensor.shape[1:])
+            else:
+                same = all(torch.equal(tensor[0], other) for other in tensor[1:])
+                if not same:
+                    raise CompositionError(
+                        f"ParameterAverage at site {self.site.name!r}: {type(kind).__name__}'s {name!r} is not learned and "
+                        f"differs between modules, so that their parameters have no average; use of='deltas' or WeightedSum."
+                    )
+                mixed[name] = tensor[0].expand(rows, *tensor.shape[1:]) if weights.ndim > 1 else tensor[0]
+        return kind, mixed, weights.ndim > 1
+
+    def alike(self, ids: Sequence[int]) -> Kind:
+        """The one kind of these modules; raises CompositionError if there are several, or none."""
+        kinds = {self.kinds[i]: self.parts[i].kind for i in ids}
+        if len(kinds) != 1:
+            raise CompositionError(
+                f"the parameters of {len(kinds)} kinds at site {self.site.name!r} can't be averaged: "
+                f"{', '.join(sorted(repr(kind) for kind in kinds.values())) or 'no module is here'}. Use WeightedSum."
+            )
+        return next(iter(kinds.values()))
+
+    # Sums
+
+    def add(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
+        """f(x) + Σ_i α_i Δ_i, where a replacement's Δ is m(x) − f(x). Only active modules run."""
+        if any(self.parts[i].kind.enters for i in self.active(routing)):
+            x, x0 = x + self._sum(None, x, x, routing, c, True), x
+            y = f(x)
+            return y + self._sum(f, x0, y, routing, c, False)
+        ids = self.active(routing) if routing.axes == 0 else None
+        if ids is not None and routing.weights is None:
+            return self._alone(ids, f, x, c)
+        if ids is None and self._chosen(routing) and self._replaced(routing):
+            return self._replace(f, x, routing, c)
+        y = f(x) if f is not None else torch.zeros_like(x)
+        return y + self._sum(f, x, y, routing, c, False)
+
+    def _alone(self, ids: Sequence[int], f: Any, x: Tensor, c: Context) -> Tensor:
+        """The same modules at weight one for all rows: no weights, no sorting, no copies."""
+        if len(ids) == 1 and isinstance(self.parts[ids[0]].kind, Replacement):
+            return self.one(ids[0], f, x, None, c)
+        y = f(x) if f is not None else torch.zeros_like(x)
+        out = y
+        for i in ids:
+            change = self.one(i, f, x, y, c)
+            out = out + (change - y if isinstance(self.parts[i].kind, Replacement) else change)
+        return out
+
+    def _chosen(self, routing: Routing) -> bool:
+        """Whether each row has at most one module, at weight one, so that replacements need no arithmetic."""
+        one = routing.index is not None and routing.index.shape[-1] == 1
+        return one and routing.weights is None and not torch.compiler.is_compiling()
+
+    def _replaced(self, routing: Routing) -> bool:
+        return any(isinstance(self.parts[i].kind, Replacement) for i in self.active(routing))
+
+    def _replace(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
+        """Each row by its module, in rooms of their own; f runs only if some row needs it. Narrow outputs are filled up."""
+        rows, flat = self._rows(x, routing)
+        p = plan(routing, self.kinds, len(rows), x.device)
+        y = None
+        needs = p.idle or not all(isinstance(self.parts[g.ids[0]].kind, Replacement) for g in p.groups)
+        if needs:
+            y = f(x) if f is not None else torch.zeros_like(x)
+            y = y.flatten(0, flat - 1) if flat > 1 else y
+        outs = list(self._groups(p, f, rows, y, c, full=True))
+        if p.idle:
+            outs.append(y)
+        elif p.order is None and len(outs) == 1:
+            return outs[0].unflatten(0, x.shape[:flat]) if flat > 1 else outs[0]
+        width = max(out.shape[-1] for out in outs)
+        fill = float("-inf")  # of a head with fewer labels than its neighbour in the batch
+        outs = [torch.nn.functional.pad(out, (0, width - out.shape[-1]), value=fill) for out in outs]
+        out = torch.cat(outs)
+        if p.back is not None:
+            take = p.back[:, 0]
+            out = out[torch.where(take >= len(p.order), take + torch.arange(len(take), device=take.device), take)]
+        return out.unflatten(0, x.shape[:flat]) if flat > 1 else out
+
+    def _sum(self, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, entering: bool) -> Any:
+        """Σ_i α_i Δ_i over the modules that enter, or over those that don't; 0 if there are none."""
+        if routing.axes == 0 or routing.index is None or torch.compiler.is_compiling():
+            return self._dense(f, x, y, routing, c, entering)
+        return self._sparse(f, x, y, routing, c, entering)
+
+    def _dense(self, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, entering: bool) -> Any:
+        """Every module on all rows, weighted. Low-rank updates of one shape become one product."""
+        ids = [i for i in self.active(routing) if self.parts[i].kind.enters == entering]
+        if not ids:
+            return 0.0
+        gathered = self._gathered(f, x, y, routing, c, ids)
+        if gathered is not None:
+            return gathered
+        weights = routing.dense(len(self)).to(y.dtype)
+        if len({self.kinds[i] for i in ids}) == 1 and len(ids) > 1 and self.site.form in ("linear", "transposed"):
+            kind = self.parts[ids[0]].kind
+            delta = kind.delta(self.stacked(ids), self.site) if isinstance(kind, ParameterComposition) else None
+            if isinstance(delta, LowRank) and isinstance(delta.s, float) and delta.a.dtype == x.dtype:
+                chosen = weights if len(ids) == len(self) else weights[..., ids]
+                return lowrank_mixture(x, delta.a, delta.b, chosen * delta.s)
+        total: Any = 0.0
+        for i in ids:
+            change = self.one(i, f, x, y, c)
+            if isinstance(self.parts[i].kind, Replacement):
+                change = change - y
+            w = weights[..., i]
+            total = total + w.view(*w.shape, *[1] * (change.ndim - w.ndim)) * change
+        return total
+
+    def _gathered(self, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, ids: Sequence[int]) -> Any:
+        """Under compile, one module an example: its parameters gathered by index. Shapes are static; None if it can't be."""
+        index = routing.index
+        if index is None or index.ndim != 2 or index.shape[-1] != 1 or len({self.kinds[i] for i in ids}) > 1:
+            return None
+        if len(ids) < len(self) or isinstance(self.parts[ids[0]].kind, (Generator, InputComposition)):
+            return None
+        kind, chosen = self.parts[ids[0]].kind, index[:, 0]
+        params = {name: tensor[chosen.clamp(min=0)] for name, tensor in self.stacked(ids).items()}
+        change = apply(kind, params, f, x.unsqueeze(1), y.unsqueeze(1), c, self.site, True).squeeze(1)
+        change = change - y if isinstance(kind, Replacement) else change
+        w = (chosen >= 0).to(y.dtype)
+        w = w if routing.weights is None else w * routing.weights[:, 0].to(y.dtype)
+        return change * w.view(-1, *[1] * (change.ndim - 1))
+
+    def _rows(self, x: Tensor, routing: Routing) -> tuple[Tensor, int]:
+        """x with one leading axis of routed rows, and how many axes of x that is; raises SiteError if they don't match."""
+        assert routing.index is not None
+        want, have = routing.index.shape[:-1], x.shape[: routing.axes]
+        if tuple(want) != tuple(have):
+            raise SiteError(
+                f"site {self.site.name!r} has rows {tuple(have)}, but the routing is for {tuple(want)}: the rows of this "
+                f"site are not the examples of the batch. Attach to another site, or route it by mb.Fixed or bay.use(name)."
+            )
+        return (x.flatten(0, 1), 2) if routing.axes == 2 else (x, 1)
+
+    def _sparse(self, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, entering: bool) -> Any:
+        """Rows sorted by module, one product a group, and each row's changes gathered back, weighted and summed."""
+        rows, flat = self._rows(x, routing)
+        p = plan(routing, self.kinds, len(rows), x.device)
+        outputs = y.flatten(0, 1) if flat == 2 else y
+        outs = list(self._groups(p, f, rows, outputs, c, entering=entering))
+        if not outs:
+            return 0.0
+        if p.back is None and len(outs) == 1 and routing.weights is None:
+            return outs[0].unflatten(0, x.shape[:flat]) if flat == 2 else outs[0]
+        change = torch.cat([*outs, outs[0].new_zeros(1, *outs[0].shape[1:])]) if p.idle or len(outs) > 1 else outs[0]
+        if p.back is not None and p.slots == 1:
+            change = change[p.back[:, 0]]
+        elif p.back is not None:
+            change = change[p.back]  # (rows, k, …)
+        elif len(change) > len(rows):
+            change = change[:-1]
+        if routing.weights is not None:
+            w = routing.weights.reshape(len(rows), -1).to(change.dtype)
+            w = w[:, 0] if p.slots == 1 else w
+            change = change * w.view(*w.shape, *[1] * (change.ndim - w.ndim))
+        change = change.sum(1) if p.slots > 1 else change
+        return change.unflatten(0, x.shape[:flat]) if flat == 2 else change
+
+    def _groups(self, p: Plan, f: Any, x: Tensor, y: Any, c: Context, full: bool = False, entering: bool = False):
+        """The changes, or with `full` the outputs, of each group in the plan's order, flat in rows."""
+        sorted_x = x if p.order is None else x[p.order]
+        sorted_y = y if p.order is None or y is None else y[p.order]
+        for group in p.groups:
+            kind = self.parts[group.ids[0]].kind
+            if kind.enters != entering:
+                yield (
+                    sorted_x.new_zeros(group.stop - group.start, *sorted_x.shape[1:])
+                    if entering
+                    else (sorted_y.new_zeros(group.stop - group.start, *sorted_y.shape[1:]))
+                )
+                continue
+            yield self._group(group, kind, f, sorted_x, sorted_y, self._at(c, p, group), full)
+
+    def _at(self, c: Context, p: Plan, group: Group) -> Context:
+        if p.order is not None:
+            return c.at(p.order[group.start : group.stop])
+        return c if len(p.groups) == 1 else c.at(torch.arange(group.start, group.stop))
+
+    def _group(self, group: Group, kind: Kind, f: Any, x: Tensor, y: Any, c: Context, full: bool) -> Tensor:
+        whole = group.stop - group.start == len(x)
+        x = x if whole else x[group.start : group.stop]
+        y = y if whole or y is None else y[group.start : group.stop]
+        if len(group.ids) == 1:
+            out = apply(kind, self.parts[group.ids[0]].tensors(), f, x, y, c, self.site, False)
+        else:
+            shape = (len(group.ids), group.each)
+            grouped_y = None if y is None else y.unflatten(0, shape)
+            out = apply(kind, self.stacked(group.ids), f, x.unflatten(0, shape), grouped_y, c, self.site, True)
+            out = out.flatten(0, 1)
+        if isinstance(kind, Replacement):
+            return out if full else out - y
+        return y + out if full else out
+
+    def outputs(self, f: Any, x: Tensor, routing: Routing, c: Context) -> tuple[Tensor, Any]:
+        """(m_i(x) stacked along a new first axis, y = f(x)): one entry a slot of the routing, or one a module."""
+        y = f(x) if f is not None else None
+        if routing.axes == 0 or routing.index is None:
+            return torch.stack([self.output(i, f, x, c, y) for i in self.active(routing)]), y
+        slots = [Routing(index=routing.index[..., k : k + 1]) for k in range(routing.index.shape[-1])]
+        return torch.stack([self.add(f, x, slot, c) for slot in slots]), y

@@ -1,0 +1,198 @@
+"""Modular: the equation y = A(f, x, {m_i}, r(x, c), c) as one module."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import Aggregator, Context, Kind, Replacement, Router, Routing, Site
+from ..errors import BayError, CompositionError
+from ..types import Labels, Params
+from ._engine import Modules, Part
+from ._function import Function
+from ._site import describe
+
+
+@dataclass(frozen=True, eq=False)
+class Network(Replacement):
+    """A network of the user's own as a module: it stands instead of f. Its parameters are its own."""
+
+    network: nn.Module
+
+    def init(self, sites):
+        return {}
+
+    def forward(self, params: Params, x: Tensor, f: Callable | None, c: Context) -> Tensor:
+        if isinstance(self.network, Modular):
+            return self.network.run(Function(self.network.f, (x,), {}) if self.network.f else None, x, c)
+        return self.network(x)
+
+
+class NetworkPart(Part):
+    """The part of a `Network`: it holds the network, so that its parameters are found."""
+
+    def __init__(self, kind: Network):
+        super().__init__(kind, {})
+        self.network = kind.network
+
+    def __setstate__(self, state):  # a copy holds a copy of the network, and its kind must hold that one
+        super().__setstate__(state)
+        self.kind = Network(self.network)
+
+
+@dataclass(eq=False)
+class Inventory:
+    """What the sites of a bay share: the names of its modules in order, the number of each kind, and a route that is set."""
+
+    names: list[str] = field(default_factory=list)
+    kinds: list[Any] = field(default_factory=list)
+    numbers: dict[Any, int] = field(default_factory=dict)
+
+    def number(self, kind: Kind) -> int:
+        """The same small number for equal kinds."""
+        try:
+            return self.numbers.setdefault(kind, len(self.numbers))
+        except TypeError:  # a kind with a field that can't be hashed is equal to itself alone
+            return self.numbers.setdefault(id(kind), len(self.numbers))
+
+    def check(self, name: str) -> None:
+        """Raise BayError if a module can't have this name."""
+        if not isinstance(name, str) or not name or "." in name or "/" in name:
+            raise BayError(
+                f"module name {name!r}: a name is part of parameter names and of folders, so it must be a string "
+                f"without '.' and '/', and not empty."
+            )
+
+
+class Modular(nn.Module):
+    """y = A(f, x, {m_1 … m_n}, r(x, c), c): modules plugged into f, or into nothing.
+
+        moe = mb.Modular(None, {"a": mb.FeedForward(64), "b": mb.FeedForward(64)}, mb.TopK(1), mb.Mixture(), features=32)
+        y = moe(x)
+        layer = mb.Modular(nn.Linear(8, 8), {"en": mb.LoRA(4), "de": mb.LoRA(4)}, mb.ByLabel("language"))
+        y = layer(x, language=["en", "de", None])
+
+    f: a module or function of x, or None. modules: kinds, or networks of your own, by name. x: (b, …, d). Labels are
+    keywords, named as the router names them. `features`: the width of x where it can't be read from f.
+    Raises CompositionError for parts that do not fit.
+    """
+
+    def __init__(
+        self,
+        f: Callable | None = None,
+        modules: Mapping[str, Kind | nn.Module] | None = None,
+        router: Router | None = None,
+        aggregator: Aggregator | None = None,
+        *,
+        features: int | None = None,
+        site: Site | None = None,
+        inventory: Inventory | None = None,
+    ):
+        super().__init__()
+        self.f = f
+        self.site = site or describe("", f if isinstance(f, nn.Module) else None, features)
+        self.inventory = inventory or Inventory()
+        self.parts = nn.Module()
+        self.order: list[Part | None] = []
+        self.numbers: list[int] = []
+        self.router, self.aggregator = router, aggregator
+        for name, kind in (modules or {}).items():
+            self.inventory.check(name)
+            self.inventory.names.append(name)
+            self.plug(name, kind)
+        if aggregator is not None:
+            aggregator.build(self.site)
+        if router is not None:
+            router.build(self.inventory.names, self.site)
+
+    def plug(self, name: str, kind: Kind | nn.Module | None, params: Mapping[str, Tensor] | None = None) -> None:
+        """Add a module's part at this site, new if no parameters are given; None if the module has no part here."""
+        if kind is None:
+            self.order.append(None)
+            self.numbers.append(-1)
+            return
+        if isinstance(kind, nn.Module):
+            kind = Network(kind)
+        if not isinstance(kind, Kind):
+            raise CompositionError(
+                f"modules[{name!r}] = {kind!r}: a module is a kind (mb.LoRA(8), …) or an nn.Module, not {type(kind).__name__}."
+            )
+        if self.aggregator is not None:
+            self.aggregator.admit(kind, self.site)
+        if isinstance(kind, Network):
+            part: Part = NetworkPart(kind)
+        else:
+            part = Part(kind, parameters(kind, kind.init([self.site]))[self.site.name] if params is None else params)
+        self.parts._modules[name] = part  # not add_module: a name such as "type" or "half" is a name, too
+        self.order.append(part)
+        self.numbers.append(self.inventory.number(kind))
+
+    def unplug(self, index: int, name: str) -> None:
+        """Take a module's part away."""
+        del self.order[index], self.numbers[index]
+        self.parts._modules.pop(name, None)
+
+    def modules_at(self, router: Any = None) -> Modules:
+        return Modules(self.order, self.numbers, self.site, self.inventory.names, router or self.router)
+
+    def forward(self, x: Tensor, **labels: Labels) -> Tensor:
+        f = (
+            Function(self.f, (x,), {}, self.f if isinstance(self.f, nn.Module) else None)
+            if self.f is not None
+            else None
+        )
+        c = Context(labels=labels)
+        y = self.run(f, x, c)
+        self.losses = c.losses
+        return y
+
+    def run(self, f: Function | None, x: Tensor, c: Context, routing: Routing | None = None, aggregator=None) -> Tensor:
+        """The equation in a context that is given; with a routing that was made elsewhere, or the router's own."""
+        modules = self.modules_at()
+        if routing is None:
+            routing = self.router(x, c)  # type: ignore[misc]
+            for name, value in routing.losses.items():
+                c.add_loss(name, value)
+        y = (aggregator or self.aggregator)(f, x, modules, routing, c)
+        if self.training and torch.is_grad_enabled():
+            penalise(modules, routing, c)
+        return y
+
+    def __deepcopy__(self, memo):
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        nn.Module.__init__(new)
+        for key, value in self.__dict__.items():
+            new.__dict__[key] = copy.deepcopy(value, memo)
+        names = {
+            id(old): copied
+            for old, copied in zip(self.parts._modules.values(), new.parts._modules.values(), strict=True)
+        }
+        new.order = [None if part is None else names[id(part)] for part in self.order]
+        return new
+
+
+def penalise(modules: Modules, routing: Routing, c: Context) -> None:
+    """Keep the losses that the active modules add of themselves."""
+    for i in modules.active(routing):
+        part = modules.parts[i]
+        if type(part.kind).penalty is not Kind.penalty:
+            value = part.kind.penalty(part.tensors())
+            if value is not None:
+                c.add_loss(f"{modules.names[i]}.{type(part.kind).__name__}", value)
+
+
+def parameters(kind: Kind, made: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """What `init` made, its learned tensors as parameters; what is shared stays shared."""
+    seen: dict[int, Tensor] = {}
+
+    def own(name: str, tensor: Tensor) -> Tensor:
+        if id(tensor) not in seen:
+            learned = tensor.is_floating_point() and name not in kind.constants
+            seen[id(tensor)] = nn.Parameter(tensor.detach()) if learned else tensor.detach()
+        return seen[id(tensor)]
+
+    return {site: {name: own(name, tensor) for name, tensor in tensors.items()} for site, tensors in made.items()}

@@ -1,0 +1,105 @@
+"""Which rows go to which module: sorted once a routing, so that each site only slices.
+
+A plan orders the (row, slot) pairs of a routing by module. Modules of one kind that get equally many rows stand side by
+side and are run as one batched product; the others are segments of their own.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ..abstract import Routing
+
+
+@dataclass(frozen=True)
+class Group:
+    """g modules of one kind with `each` rows, the sorted rows from `start` on."""
+
+    ids: tuple[int, ...]
+    start: int
+    each: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.ids) * self.each
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """order (N,): the row of each sorted pair, None where rows are in order already; back (rows, k): where each pair went,
+    N for none, None where `order` is None and every row has one module; idle: whether some pair has no module."""
+
+    groups: tuple[Group, ...]
+    order: Tensor | None
+    back: Tensor | None
+    idle: bool
+    slots: int
+
+
+def of_lists(rows: Sequence[Sequence[int]], kinds: Sequence[int], device: torch.device) -> Plan:
+    """The plan of module ids by example, known on the host. `kinds[id]`: a number that modules of one kind share, or −1."""
+    where: dict[int, list[int]] = {}
+    slots = max((len(ids) for ids in rows), default=0) or 1
+    for row, ids in enumerate(rows):
+        for slot, i in enumerate(ids):
+            if i >= 0 and kinds[i] >= 0:
+                where.setdefault(i, []).append(row * slots + slot)
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, pairs in where.items():
+        alike[kinds[i], len(pairs)].append(i)
+    groups, start = [], 0
+    for (_, each), ids in alike.items():
+        groups.append(Group(tuple(ids), start, each))
+        start = groups[-1].stop
+    order = [pair for group in groups for i in group.ids for pair in where[i]]
+    if slots == 1 and order == list(range(len(rows))):
+        return Plan(tuple(groups), None, None, False, 1)
+    back = [len(order)] * (len(rows) * slots)
+    for place, pair in enumerate(order):
+        back[pair] = place
+    take = torch.tensor([pair // slots for pair in order], dtype=torch.long, device=device)
+    return Plan(tuple(groups), take, torch.tensor(back, device=device).view(-1, slots), len(order) < len(back), slots)
+
+
+def of_index(index: Tensor, kinds: Sequence[int]) -> Plan:
+    """The plan of an index (rows, k) that lives on the device. Reads the number of rows a module back to the host."""
+    rows, slots = index.shape
+    flat = index.flatten()
+    n = len(kinds)
+    dead = [i for i, kind in enumerate(kinds) if kind < 0]
+    if dead:
+        flat = torch.where(torch.isin(flat, torch.tensor(dead, device=flat.device)), -1, flat)
+    sort = torch.argsort(flat % (n + 1), stable=True)  # −1 becomes n: last
+    counts = torch.bincount(flat % (n + 1), minlength=n + 1).tolist()
+    groups: list[Group] = []
+    start = 0
+    for i, each in enumerate(counts[:n]):
+        if not each:
+            continue
+        last = groups[-1] if groups else None
+        if last and last.each == each and kinds[last.ids[-1]] == kinds[i]:
+            groups[-1] = Group((*last.ids, i), last.start, each)
+        else:
+            groups.append(Group((i,), start, each))
+        start += each
+    back = torch.empty_like(sort).scatter_(0, sort, torch.arange(len(sort), device=sort.device)).clamp(max=start)
+    return Plan(tuple(groups), sort[:start] // slots, back.view(rows, slots), start < len(sort), slots)
+
+
+def plan(routing: Routing, kinds: Sequence[int], rows: int, device: torch.device) -> Plan:
+    """The plan of a sparse routing of examples or tokens; made once for each arrangement of kinds, then remembered."""
+    if routing.host is not None:
+        active = tuple(dict.fromkeys(chain.from_iterable(routing.host)))
+        key = tuple(kinds[i] for i in active if i >= 0)
+        if key not in routing.cache:
+            routing.cache[key] = of_lists(routing.host, kinds, device)
+        return routing.cache[key]
+    key = tuple(kinds)
+    if key not in routing.cache:
+        assert routing.index is not None
+        routing.cache[key] = of_index(routing.index.reshape(rows, -1), kinds)
+    return routing.cache[key]

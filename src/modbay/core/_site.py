@@ -1,0 +1,61 @@
+"""What can be read from a module before it runs: how its weight acts, and how wide its input and output are."""
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import Site
+
+
+def base_type(module: nn.Module) -> type:
+    """The class that a module had before modbay was attached to it."""
+    return type(module).__dict__.get("_base", type(module))
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's Conv1D: a linear map whose weight is stored (in, out)."""
+    return base_type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
+
+
+def _shape(module: nn.Module) -> tuple[str, int | None, int | None, int]:
+    """(form, inputs, outputs, feature axis) of one module."""
+    if is_conv1d(module):
+        return "transposed", module.weight.shape[0], module.weight.shape[1], -1
+    if isinstance(module, nn.Embedding):
+        return "embedding", module.num_embeddings, module.embedding_dim, -1
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return "convolution", module.in_channels, module.out_channels, -1 - len(module.kernel_size)
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(inputs, int) and isinstance(outputs, int):  # Linear, and quantised ones that only resemble it
+        return "linear", inputs, outputs, -1
+    shape = getattr(module, "normalized_shape", None)
+    if shape is not None:
+        return "other", shape[-1], shape[-1], -1
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "other", module.num_features, module.num_features, 1
+    if isinstance(module, nn.MultiheadAttention):
+        return "other", module.embed_dim, module.embed_dim, -1
+    return _inner(module)
+
+
+def _inner(module: nn.Module) -> tuple[str, int | None, int | None, int]:
+    """A container: as wide as its first linear map is at its input, and its last one at its output."""
+    leaves = [m for name, m in module.named_modules() if name and "_bay" not in name and not list(m.children())]
+    inner = [_shape(m) for m in leaves]
+    maps = [s for s in inner if s[0] in ("linear", "transposed", "convolution")]
+    if maps:
+        return "other", maps[0][1], maps[-1][2], maps[-1][3]
+    weight = getattr(module, "weight", None)  # an RMSNorm, say, that names its width nowhere
+    if isinstance(weight, Tensor) and weight.ndim == 1:
+        return "other", len(weight), len(weight), -1
+    return "other", None, None, -1
+
+
+def describe(name: str, module: nn.Module | None, features: int | None = None) -> Site:
+    """The site at a module; `features` overrides the widths that can't be read."""
+    form, inputs, outputs, axis = _shape(module) if module is not None else ("other", None, None, -1)
+    if features is not None:
+        inputs, outputs = (inputs, outputs) if form != "other" else (features, features)
+    tensor = None if module is None else next((p for p in module.parameters() if p.is_floating_point()), None)
+    device = torch.device("cpu") if tensor is None else tensor.device
+    dtype = torch.get_default_dtype() if tensor is None else tensor.dtype
+    return Site(name, form, inputs, outputs, axis, device, dtype, module)

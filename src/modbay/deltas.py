@@ -1,0 +1,203 @@
+"""The few representations of an update: each acts on x without being materialised, and can be materialised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .abstract import Delta, Site
+from .errors import CompositionError
+from .ops import align, linear, lowrank
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
+    """The site's linear map, without bias, with another weight in its own layout. For one module, or a group of them."""
+    base: Tensor = site.weight
+    if weight.ndim > base.ndim and site.form not in ("linear", "transposed"):
+        return torch.func.vmap(lambda w, v: act(site, w, v))(weight, x)
+    if site.form == "linear":
+        return linear(x, weight)
+    if site.form == "transposed":
+        return linear(x, weight.mT)
+    if site.form == "embedding":
+        return F.embedding(x, weight)
+    if site.form == "convolution":
+        m = site.module
+        return CONVOLUTIONS[weight.ndim - 3](x, weight, None, m.stride, m.padding, m.dilation, m.groups)
+    raise CompositionError(
+        f"site {site.name!r} ({type(site.module).__name__}) has no weight that a parameter composition could change: "
+        f"attach at the Linear, Conv1D, Conv or Embedding inside it, or use a bottleneck."
+    )
+
+
+def grow(factor: Tensor | float, tensor: Tensor) -> Tensor:
+    """tensor × factor, where the factor is a number or one an entry of the leading axis."""
+    if isinstance(factor, Tensor) and factor.ndim:
+        factor = factor.view(-1, *[1] * (tensor.ndim - 1))
+    return tensor * factor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Delta):
+    """ΔW = s·B A with A (r, i), B (o, r); A (r, i, *kernel), B (o, r) at a convolution; A (r, vocabulary) at an embedding."""
+
+    a: Tensor
+    b: Tensor
+    s: float | Tensor = 1.0
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        if site.form in ("linear", "transposed"):
+            change = lowrank(x, self.a, self.b)
+        elif self.b.ndim == 3:
+            return torch.func.vmap(lambda a, b, x, y: LowRank(a, b).apply(x, y, site))(self.a, self.b, x, y) * self._s(
+                y
+            )
+        elif site.form == "embedding":
+            change = F.embedding(x, self.a.mT) @ self.b.mT
+        else:
+            hidden = act(site, self.a, x)
+            change = CONVOLUTIONS[self.a.ndim - 3](hidden, self.b.view(*self.b.shape, *[1] * (self.a.ndim - 2)))
+        return change if isinstance(self.s, float) and self.s == 1.0 else change * self._s(change)
+
+    def _s(self, like: Tensor) -> Tensor | float:
+        grouped = isinstance(self.s, Tensor) and self.s.ndim
+        return self.s.view(-1, *[1] * (like.ndim - 1)) if grouped else self.s  # type: ignore[union-attr]
+
+    def scale(self, factor: Tensor | float) -> "LowRank":
+        return replace(self, s=factor * self.s)
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        product = torch.tensordot(self.b, self.a, 1) * self.s  # (o, i, *kernel)
+        return (product.mT if site.form in ("transposed", "embedding") else product), None
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Delta):
+    """ΔW of given values at given flat indices of the weight: indices (k,) int64, values (k,)."""
+
+    indices: Tensor
+    values: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return act(site, self._spread(site), x)
+
+    def _spread(self, site: Site) -> Tensor:
+        shape = site.weight.shape
+        flat = self.values.new_zeros(*self.values.shape[:-1], shape.numel())
+        flat = flat.scatter_add(-1, self.indices, self.values)
+        return flat.view(*self.values.shape[:-1], *shape)
+
+    def scale(self, factor: Tensor | float) -> "Sparse":
+        return replace(self, values=grow(factor, self.values))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        return self._spread(site), None
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Delta):
+    """ΔW of the weight's own shape."""
+
+    weight: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return act(site, self.weight, x)
+
+    def scale(self, factor: Tensor | float) -> "Dense":
+        return replace(self, weight=grow(factor, self.weight))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        return self.weight, None
+
+
+@dataclass(frozen=True, eq=False)
+class Bias(Delta):
+    """Δb (o,): an offset of the output, whether or not the site has a bias."""
+
+    bias: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        grouped = self.bias.ndim > 1
+        return align(self.bias, y, site.axis).expand(y.shape) if grouped or y.ndim else self.bias
+
+    def scale(self, factor: Tensor | float) -> "Bias":
+        return replace(self, bias=grow(factor, self.bias))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        return torch.zeros_like(site.weight), self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Delta):
+    """y ⊙ (1 + g): the output's features, bias included, scaled; g (o,), zero for no change."""
+
+    gain: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return align(self.gain, y, site.axis) * y
+
+    def scale(self, factor: Tensor | float) -> "Scale":
+        return replace(self, gain=grow(factor, self.gain))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        weight = site.weight
+        axis = -1 if site.form in ("transposed", "embedding") else 0
+        change = weight * align(self.gain, weight, axis % weight.ndim)
+        return change, None if site.bias is None else site.bias * self.gain
+
+
+@dataclass(frozen=True, eq=False)
+class InputScale(Delta):
+    """f(x ⊙ (1 + g)): the input's features scaled; g (i,), zero for no change. Its kind must say that it `enters`."""
+
+    gain: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return align(self.gain, x, site.axis) * x
+
+    def scale(self, factor: Tensor | float) -> "InputScale":
+        return replace(self, gain=grow(factor, self.gain))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        weight = site.weight
+        axis = {"transposed": 0, "linear": 1, "convolution": 1}[site.form]
+        return weight * align(self.gain, weight, axis), None
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(Delta):
+    """W ⊙ m instead of W, with m shaped like the weight: a sub-network. ΔW = W ⊙ (m − 1)."""
+
+    mask: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return act(site, site.weight * (self.mask.to(site.weight.dtype) - 1), x)
+
+    def scale(self, factor: Tensor | float) -> "Mask":
+        return replace(self, mask=1 + grow(factor, self.mask.to(torch.get_default_dtype()) - 1))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        return site.weight * (self.mask.to(site.weight.dtype) - 1), None
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Delta):
+    """Several updates at once."""
+
+    parts: Sequence[Delta]
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        first, *rest = [part.apply(x, y, site) for part in self.parts]
+        return sum(rest, start=first)
+
+    def scale(self, factor: Tensor | float) -> "Sum":
+        return Sum([part.scale(factor) for part in self.parts])
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        pairs = [part.dense(site) for part in self.parts]
+        biases = [bias for _, bias in pairs if bias is not None]
+        return sum(weight for weight, _ in pairs), sum(biases) if biases else None  # type: ignore[return-value]

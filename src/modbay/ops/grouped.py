@@ -1,0 +1,27 @@
+"""Products for one module and for a group of modules: the same code, told apart by the leading axis of the parameters."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b for one module, W (o, i) and x (…, i), or for g of them, W (g, o, i) and x (g, …, i)."""
+    if weight.ndim == 2:
+        return F.linear(x, weight, bias)
+    rows = x if x.ndim == 3 else x.reshape(len(x), -1, x.shape[-1])
+    y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    return y if x.ndim == 3 else y.view(*x.shape[:-1], weight.shape[1])
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` for a group, one module at a time."""
+    biases = [None] * len(weight) if bias is None else bias
+    return torch.stack([F.linear(*group) for group in zip(x, weight, biases, strict=True)])
+
+
+def align(vector: Tensor, x: Tensor, axis: int = -1) -> Tensor:
+    """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` (−1, −3 …) of x or (g, …)."""
+    group = vector.shape[:-1]
+    after = -1 - axis
+    return vector.view(*group, *[1] * (x.ndim - len(group) - 1 - after), vector.shape[-1], *[1] * after)

@@ -1,0 +1,96 @@
+"""Routing by label: metadata known before the call says which modules count (survey section 3.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..abstract import Context, Router, Routing, Site
+from ..errors import LabelError, listed
+
+REMEMBERED = 32  # routings kept, so that the steps of a generation sort their examples once
+
+
+class ByLabel(Router):
+    """α = A_label: fixed routing by a label of the call.
+
+        mb.ByLabel("language")                                      # the module of that name
+        mb.ByLabel("task", {"ner": ["shared", "ner"], "pos": ["shared", "pos"]})   # an allocation of your own
+
+    label: the keyword. table: modules by label; without it each module is its own label. None: no module.
+    Raises LabelError for a label that is in no table.
+    """
+
+    reads_x: ClassVar[bool] = False
+
+    def __init__(self, label: str, table: Mapping[str, Sequence[str] | str] | None = None):
+        super().__init__()
+        self.label, self.keywords = label, (label,)
+        self.table = None if table is None else {k: [v] if isinstance(v, str) else list(v) for k, v in table.items()}
+        self.remembered: dict = {}
+
+    def build(self, names: Sequence[str], site: Site) -> None:
+        self.names = tuple(names)
+        self.remembered = {}
+        place = {name: i for i, name in enumerate(names)}
+        table = {name: [name] for name in names} if self.table is None else self.table
+        unknown = [name for several in table.values() for name in several if name not in place]
+        if unknown:
+            raise LabelError(f"ByLabel({self.label!r}, table=…) names modules that the bay lacks: {listed(unknown)}.")
+        self.ids = {label: tuple(place[name] for name in several) for label, several in table.items()}
+        self.labels = list(self.ids)
+
+    def forward(self, x: Tensor | None, c: Context) -> Routing:
+        given = c.label(self.label)
+        if isinstance(given, Tensor):
+            return self._of_tensor(given)
+        return self._remember(given if isinstance(given, str) else tuple(given))
+
+    def _remember(self, given: str | None | tuple[str | None, ...]) -> Routing:
+        if given not in self.remembered:
+            if len(self.remembered) >= REMEMBERED:
+                self.remembered.pop(next(iter(self.remembered)))
+            self.remembered[given] = self._of_names(given)
+        return self.remembered[given]
+
+    def _of_names(self, given: str | None | tuple[str | None, ...]) -> Routing:
+        if not isinstance(given, tuple):
+            ids = self._lookup(given)
+            return Routing(index=torch.tensor(ids, dtype=torch.long), host=(ids,))
+        host = tuple(self._lookup(label) for label in given)
+        k = max((len(ids) for ids in host), default=1) or 1
+        index = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in host], dtype=torch.long)
+        return Routing(index=index, host=host)
+
+    def _lookup(self, label: str | None) -> tuple[int, ...]:
+        if label is None:
+            return ()
+        if label not in self.ids:
+            raise LabelError(
+                f"{self.label}={label!r}: no such label. Known: {listed(self.labels)}; None runs the base alone. "
+                f"bay.add({label!r}, …) adds a module of that name."
+            )
+        return self.ids[label]
+
+    def _of_tensor(self, given: Tensor) -> Routing:
+        """Labels as indices into the names, −1 for the base alone; on the host if they are, else never read there."""
+        if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1:
+            raise LabelError(
+                f"{self.label}={tuple(given.shape)} {given.dtype}: labels as a tensor are integers (b,), indices into "
+                f"{listed(self.labels)}, −1 for the base alone."
+            )
+        if given.device.type == "cpu" and not torch.compiler.is_compiling():
+            numbers = given.tolist() if given.ndim else [given.item()]
+            bad = [i for i in numbers if not -1 <= i < len(self.labels)]
+            if bad:
+                raise LabelError(
+                    f"{self.label} has indices {listed(bad)}; there are {len(self.labels)} labels, from 0."
+                )
+            names = [None if i < 0 else self.labels[i] for i in numbers]
+            return self._remember(tuple(names)) if given.ndim else self._remember(names[0])
+        if self.table is not None:
+            k = max(len(ids) for ids in self.ids.values())
+            table = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in self.ids.values()] + [[-1] * k])
+            return Routing(index=table.to(given.device)[given])
+        return Routing(index=given.unsqueeze(-1))

@@ -1,0 +1,16 @@
+"""Where f meets the model: matching places, swapping classes, and the sites at which f is not a plain call."""
+
+from ._match import At as At
+from ._match import Place as Place
+from ._match import at as at
+from ._match import part as part
+from ._match import places as places
+from ._match import span as span
+from ._match import union as union
+from ._roles import Role as Role
+from ._roles import role as role
+from ._seams import seam_for as seam_for
+from ._seat import Seam as Seam
+from ._seat import Seat as Seat
+from ._swap import swap as swap
+from ._swap import unswap as unswap

@@ -1,0 +1,159 @@
+"""`at`: from what a user says to the places of a model. A name that matches nothing raises; nothing is skipped."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..abstract import Site
+from ..core import describe
+from ..errors import MatchError, listed
+from ._roles import Role, match_role
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A site, and how its target is tapped: whole, a slice of its output, the end of a span, or a parameter of it."""
+
+    site: Site
+    target: nn.Module
+    features: slice | None = None
+    entry: str | None = None  # the target at which a span begins
+
+
+@dataclass(frozen=True)
+class At:
+    """A pattern with more said: see `at`, `part` and `span`."""
+
+    what: Any
+    features: int | None = None
+    output: tuple[int, int] | None = None
+    until: Any = None
+
+
+def at(what: Any, *, features: int | None = None) -> At:
+    """The same as `what`, with the width of the site said where it can't be read from the module."""
+    return At(what, features=features)
+
+
+def part(what: Any, start: int, stop: int) -> At:
+    """The features start … stop of the output of `what`: GPT-2's value, say, is `mb.part("*.attn.c_attn", 1536, 2304)`."""
+    return At(what, output=(start, stop))
+
+
+def span(first: Any, last: Any) -> At:
+    """From the input of `first` to the output of `last`, pair by pair: BERT's feed-forward part, which is no module."""
+    return At(first, until=last)
+
+
+def named(model: nn.Module) -> dict[str, nn.Module]:
+    """The model's own modules by dotted name, without what modbay put there."""
+    return {name: module for name, module in model.named_modules() if "_bay" not in name.split(".")}
+
+
+def places(model: nn.Module, what: Any) -> list[Place]:
+    """The places that `what` says, in the model's order, each once; raises MatchError if any part of it matches nothing."""
+    found: dict[str, Place] = {}
+    for one in what if isinstance(what, (list, tuple)) else [what]:
+        for place in _places(model, one):
+            found.setdefault(place.site.name, place)
+    order = {name: i for i, name in enumerate(named(model))}
+    return sorted(found.values(), key=lambda p: (order.get(p.site.name.split("[")[0], len(order)), p.site.name))
+
+
+def _places(model: nn.Module, what: Any) -> list[Place]:
+    if not isinstance(what, At):
+        return [_place(model, name) for name in names(model, what)]
+    if what.until is not None:
+        return _spans(model, what)
+    out = []
+    for name in names(model, what.what):
+        place = _place(model, name, what.features)
+        if what.output is not None:
+            start, stop = what.output
+            width = place.site.outputs
+            if width is not None and not 0 <= start < stop <= width:
+                raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} has outputs 0 … {width}.")
+            site = replace(place.site, name=f"{name}[{start}:{stop}]", outputs=stop - start)
+            place = replace(place, site=site, features=slice(start, stop))
+        out.append(place)
+    return out
+
+
+def _place(model: nn.Module, name: str, features: int | None = None) -> Place:
+    modules = dict(model.named_modules())
+    if name in modules:
+        return Place(describe(name, modules[name], features), modules[name])
+    owner, _, parameter = name.rpartition(".")
+    tensor = getattr(modules[owner], parameter)
+    site = Site(
+        name, "experts", tensor.shape[-1], tensor.shape[-2], -1, tensor.device, tensor.dtype, modules[owner], parameter
+    )
+    return Place(site, modules[owner])
+
+
+def _spans(model: nn.Module, what: At) -> list[Place]:
+    first, last = names(model, what.what), names(model, what.until)
+    if len(first) != len(last):
+        raise MatchError(
+            f"mb.span({what.what!r}, {what.until!r}): {len(first)} beginnings and {len(last)} ends do not pair up."
+        )
+    out = []
+    for begin, end in zip(first, last, strict=True):
+        a, b = _place(model, begin), _place(model, end)
+        site = Site(f"{begin}:{end}", "other", a.site.inputs, b.site.outputs, -1, b.site.device, b.site.dtype, b.target)
+        out.append(Place(site, b.target, entry=begin))
+    return out
+
+
+def names(model: nn.Module, what: Any) -> list[str]:
+    """The dotted names that a pattern, type, predicate or role matches; raises MatchError if there are none."""
+    modules = named(model)
+    if isinstance(what, Role):
+        return match_role(model, what)
+    if isinstance(what, str):
+        found = [name for name in modules if fnmatchcase(name, what)] or [
+            name for name, tensor in model.named_parameters() if _fused(name, tensor) and fnmatchcase(name, what)
+        ]
+    elif isinstance(what, type):
+        found = [name for name, module in modules.items() if isinstance(module, what)]
+    elif isinstance(what, Callable):
+        found = [name for name, module in modules.items() if what(name, module)]
+    else:
+        raise MatchError(
+            f"at={what!r}: a place is a name pattern, a module type, a predicate (name, module) → bool, a role "
+            f"(mb.role.ffn …), or a list of these; not {type(what).__name__}."
+        )
+    if not found:
+        raise MatchError(_nothing(what, modules))
+    return found
+
+
+def _fused(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 3 and "_bay" not in name.split(".")
+
+
+def _nothing(what: Any, modules: Iterable[str]) -> str:
+    """The error of a match that is empty, with what is near."""
+    said = what.__name__ if isinstance(what, (type, Callable)) and hasattr(what, "__name__") else repr(what)
+    message = f"at={said} matches no module of the model."
+    if isinstance(what, str):
+        tail = what.rpartition(".")[2].strip("*")
+        last = list(dict.fromkeys(name.rpartition(".")[2] for name in modules if name))
+        near = get_close_matches(tail, last, 3, 0.5) or [n for n in last if tail and (tail in n or n in tail)]
+        message += f" Modules are named like {listed(near or last)}." if last else ""
+        if "*" not in what and any(name.endswith("." + what) for name in modules):
+            message += f" Names are dotted paths from the root: did you mean '*.{what}'?"
+    return message + " `modbay inspect MODEL` lists all names, types and roles."
+
+
+def union(*several: Sequence[Place]) -> dict[str, Place]:
+    """Places by name, those of the first list first."""
+    found: dict[str, Place] = {}
+    for group in several:
+        for place in group:
+            found.setdefault(place.site.name, place)
+    return found

@@ -1,0 +1,174 @@
+"""The seat: what sits in a target as `_bay`, holds its bays in order, and is the door if the target is the root."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import Context, Routing
+from ..core import Function, Modular, Session, recomputing
+from ..errors import LabelError
+
+
+class Seam:
+    """How x and y are taken from a target's call: here, the first tensor in, and the first tensor out."""
+
+    def through(self, modular: Modular, run: Callable, target: nn.Module, args: tuple, kwargs: dict, c: Context, route: Any,
+                aggregator: Any) -> Any:  # fmt: skip
+        """Call `run` with the modules of one bay at work."""
+        f = Function(run, args, kwargs, target, modular.site.name)
+        return f.finish(modular.run(f, f.x, c, route, aggregator))
+
+    def undo(self) -> None:
+        """Take back what the seam changed in the model beside the seat. Here: nothing."""
+
+
+class Seat(nn.Module):
+    """The bays of one target, first attached innermost. Hidden from the base's state dict."""
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self.session = session
+        self.bays = nn.Module()
+        self.seams: dict[str, Seam] = {}
+        self.shared = nn.Module()  # at the root: routers and aggregators of many sites
+        self.is_root = False
+        self.add_to_loss = True
+        self.fired = False
+        self.register_load_state_dict_post_hook(_forget_missing)
+
+    def put(self, name: str, modular: Modular, seam: Seam) -> None:
+        """Add a bay here, outside those that are here already."""
+        self.bays._modules[name] = modular
+        self.seams[name] = seam
+        modular.train(self.training)
+
+    def take(self, name: str) -> None:
+        """Take a bay away; one that is not here is not missed."""
+        self.bays._modules.pop(name, None)
+        self.shared._modules.pop(name, None)
+        seam = self.seams.pop(name, None)
+        if seam is not None:
+            seam.undo()
+
+    def call(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
+        return self.door(target, inner, args, kwargs) if self.is_root else self.through(target, inner, args, kwargs)
+
+    def through(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
+        """The target's call through its bays."""
+        if not self.fired:
+            self.fired = True
+        bays = self.bays._modules
+        if not bays:
+            return inner(*args, **kwargs)
+        session = self.session
+        c = session.now()
+        run = inner
+        for name, modular in bays.items():
+            state = session.bays[name]
+            if state.enabled:
+                run = _bound(self.seams[name], modular, run, target, c, c.routes.get(name), state.aggregator)
+        return run(*args, **kwargs)
+
+    def door(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
+        """A call of the root: labels are taken from the keywords, and hold until it returns."""
+        session = self.session
+        given = {k: kwargs.pop(k) for k in session.keywords if k in kwargs}
+        given = {k: v for k, v in given.items() if v is not None}
+        if recomputing():
+            return self.through(target, inner, args, kwargs)
+        arguments = {**dict(zip(_names(type(target)._base), args, strict=False)), **kwargs}  # type: ignore[attr-defined]
+        rows = next((v.shape[0] for v in arguments.values() if isinstance(v, Tensor) and v.ndim), None)
+        before = session.enter(given, arguments, rows, lambda: embedded(target, arguments))
+        try:
+            out = self.through(target, inner, args, kwargs)
+            out = self.with_losses(target, out)
+        except BaseException:
+            session.abandon(before)
+            raise
+        session.leave(before, out)
+        return out
+
+    def with_losses(self, target: nn.Module, out: Any) -> Any:
+        """The output, the auxiliary losses of the call added to its `.loss` in training."""
+        context = self.session.context
+        if (
+            not target.training
+            or context is None
+            or not context.losses
+            or not isinstance(getattr(out, "loss", None), Tensor)
+        ):
+            return out
+        quiet = tuple(f"{bay.name}." for bay in self.session.bays.values() if not bay.add_losses)
+        extra = [value for name, value in context.losses if not name.startswith(quiet)] if quiet else (
+            [value for _, value in context.losses]
+        )  # fmt: skip
+        if extra:
+            out.loss = out.loss + sum(extra)
+        return out
+
+    def generate(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
+        """Generation: the labels hold for all the calls inside, repeated as generate repeats its inputs."""
+        session = self.session
+        given = {k: v for k in session.keywords if (v := kwargs.pop(k, None)) is not None}
+        if not given and all(bay.chosen is not None or bay.router is None for bay in session.bays.values()):
+            return inner(*args, **kwargs)
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim]
+        rows = len(tensors[0]) if tensors else None
+        before, held = session.enter(given, kwargs, rows, None), session.held
+        session.held = {**(held or {}), **given}
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            session.held = held
+            session.abandon(before)
+
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        if destination is not None and not self.session.shown:
+            return destination  # a parent asks: the base's keys stay as they were
+        return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+
+def _bound(
+    seam: Seam, modular: Modular, run: Callable, target: nn.Module, c: Context, route: Routing | None, aggregator: Any
+):
+    def call(*args, **kwargs):
+        return seam.through(modular, run, target, args, kwargs, c, route, aggregator)
+
+    return call
+
+
+def _forget_missing(seat: nn.Module, incompatible: Any) -> None:
+    """A checkpoint of the base has none of our keys, and misses nothing."""
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if "._bay." not in f".{key}"]
+
+
+_signatures: dict[type, tuple[str, ...]] = {}
+
+
+def _names(cls: type) -> tuple[str, ...]:
+    """The names of forward's positional parameters."""
+    if cls not in _signatures:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(cls.forward).parameters.values()
+        _signatures[cls] = tuple(p.name for p in parameters if p.kind in kinds)[1:]
+    return _signatures[cls]
+
+
+def embedded(target: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """The call's input for a shared router: embeddings as given, token ids embedded, or the first tensor of floats."""
+    if isinstance(arguments.get("inputs_embeds"), Tensor):
+        return arguments["inputs_embeds"]
+    ids = next((v for v in arguments.values() if isinstance(v, Tensor)), None)
+    if ids is None:
+        raise LabelError("a shared router that reads x has no tensor to read in this call.")
+    if ids.is_floating_point():
+        return ids
+    embed = getattr(target, "get_input_embeddings", lambda: None)()
+    if embed is None:
+        embed = next((m for m in target.modules() if isinstance(m, nn.Embedding)), None)
+    if embed is None:
+        raise LabelError("a shared router that reads x found no embedding for the call's token ids.")
+    return torch.nn.functional.embedding(ids, embed.weight)
