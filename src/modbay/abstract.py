@@ -44,12 +44,12 @@ class Site:
         return getattr(self.module, "bias", None)
 
     def features(self, side: str) -> int:
-        """The number of features at the site's "inputs" or "outputs"; raises CompositionError where it can't be told."""
+        """The number of features at the site's "inputs" or "outputs"; raises CompositionError if it can't be told."""
         n = getattr(self, side)
         if n is None:
             raise CompositionError(
-                f"site {self.name!r} ({type(self.module).__name__}): its {side} have no width that can be read from the "
-                f"module. Attach at a Linear inside it, or say the width: mb.at({self.name!r}, features=…)."
+                f"site {self.name!r} ({type(self.module).__name__}): its {side} have no width that can be read from "
+                f"the module. Attach at a Linear inside it, or say the width: mb.at({self.name!r}, features=…)."
             )
         return n
 
@@ -62,7 +62,7 @@ class Site:
 
 @dataclass(eq=False)
 class Context:
-    """c: what a call carries beside x. Labels by keyword, the call's own arguments, named activations, and its losses."""
+    """c: what a call carries beside x: labels by keyword, the call's own arguments, named activations, losses."""
 
     labels: Mapping[str, Labels] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -86,8 +86,8 @@ class Context:
         given = self.labels.get(name)
         if given is None:
             raise LabelError(
-                f"no label {name!r} for this call: pass {name}=… to the model (a name, a list with one an example, or an "
-                f"index tensor), or set the module for all calls with bay.use(…)."
+                f"no label {name!r} for this call: pass {name}=… to the model (a name, a list with one an example, or "
+                f"an index tensor), or set the module for all calls with bay.use(…)."
             )
         if self.rows is None or isinstance(given, str):
             return given
@@ -101,8 +101,8 @@ class Context:
         """Keep an auxiliary loss. It must always be computed, and is kept once, however often a block is recomputed."""
         if self.grad and not torch.is_grad_enabled():
             raise CallError(
-                f"the loss {name!r} was computed without gradients in a call that has them: reentrant checkpointing loses "
-                f"auxiliary losses. Use gradient_checkpointing_kwargs={{'use_reentrant': False}}."
+                f"the loss {name!r} was computed without gradients in a call that has them: reentrant checkpointing "
+                f"loses auxiliary losses. Use gradient_checkpointing_kwargs={{'use_reentrant': False}}."
             )
         if not self.recomputing():
             self.losses.append((name, value))
@@ -184,7 +184,7 @@ class Delta(ABC):
 
     @abstractmethod
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        """f_{θ ⊕ φ}(x) − f_θ(x), given y = f_θ(x); of a kind that enters, what is to be added to x. Nothing materialises."""
+        """f_{θ ⊕ φ}(x) − f_θ(x), given y = f_θ(x); of a kind that enters, what is to be added to x."""
 
     @abstractmethod
     def scale(self, factor: Tensor | float) -> "Delta":
@@ -199,8 +199,8 @@ class Delta(ABC):
 class Routing:
     """α = r_ρ(x, c): which modules count, and how much. Granularity is a shape.
 
-    Dense: weights (n,) for all, (b, n) an example, (b, t, n) a token. Sparse: index (…, k) into the modules, −1 for none,
-    with weights (…, k), or None for ones. `names`: the modules of the last axis, if they are not all modules in order.
+    Dense: weights (n,) for all, (b, n) an example, (b, t, n) a token. Sparse: index (…, k) into the modules, −1 for
+    none, with weights (…, k), or None for ones. A whole path has a leading axis more, one entry for each of `sites`.
     What learning needs travels along: log-probability and value (…), losses by name, and the router's state.
     """
 
@@ -210,12 +210,23 @@ class Routing:
     value: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     state: Any = None
+    sites: tuple[str, ...] | None = None
     host: tuple[tuple[int, ...], ...] | None = None  # index as Python integers, where it was born on the host
     cache: dict = field(default_factory=dict, repr=False)  # plans, made once a routing
 
     def __post_init__(self):
         if self.weights is None and self.index is None:
             raise CompositionError("Routing(weights=None, index=None): a routing needs weights, an index, or both.")
+
+    def at(self, site: str) -> "Routing":
+        """The route at one site: this one, or its entry of a whole path."""
+        if self.sites is None:
+            return self
+        if site not in self.cache:
+            i = self.sites.index(site)
+            weights, index = (None if t is None else t[i] for t in (self.weights, self.index))
+            self.cache[site] = replace(self, weights=weights, index=index, sites=None, host=None, cache={})
+        return self.cache[site]
 
     @property
     def axes(self) -> int:
@@ -237,6 +248,7 @@ class Router(nn.Module, ABC):
     keywords: tuple[str, ...] = ()  # the labels that it reads
     reads_x: ClassVar[bool] = True  # False: labels alone decide
     names: tuple[str, ...] = ()  # the modules between which it chooses
+    sites: tuple[str, ...] = ()  # of a router that is shared: where, in order
 
     def build(self, names: Sequence[str], site: Site) -> None:
         """Make, or remake, what depends on the modules; what was learned for a name is kept. Here: nothing depends."""

@@ -1,5 +1,6 @@
 """attach, and the handle that it returns: a bay of modules in a network."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .abstract import Aggregator, InputComposition, Kind, Router, Routing
+from .abstract import Aggregator, Kind, Router, Routing
 from .aggregation import WeightedSum
-from .core import BayState, Inventory, Modular, Network, Session, parameters
+from .core import BayState, Inventory, Modular, Session
 from .errors import BayError, CompositionError, LabelError, listed
 from .routing import ByLabel
-from .seams import Place, Seat, places, seam_for, swap, union, unswap
+from .seams import Fitting, Pairs, Seat, Spec, pairs_of, places, union, unswap
 from .types import Labels
-
-Spec = Kind | nn.Module | Mapping[Any, Kind]
 
 
 def attach(
@@ -36,8 +35,8 @@ def attach(
                         router=mb.ByLabel("language"), name="language")
         out = model(**batch, language=["en", "de", None])
 
-    at: a name pattern (fnmatch), a module type, a predicate (name, module) → bool, a role (mb.role.ffn), mb.part, mb.span,
-        or a list of these, which is their union; "" is the model itself.
+    at: a name pattern (fnmatch), a module type, a predicate (name, module) → bool, a role (mb.role.ffn), mb.part,
+        mb.span, or a list of these, which is their union; "" is the model itself.
     modules: a kind by name, or, for a module whose kind differs by site, a mapping from places to kinds.
     router: an object is one route for all sites; a callable that makes one gives each site its own. Default: by label,
         the keyword being `name`. aggregator: likewise. Default: WeightedSum.
@@ -47,20 +46,20 @@ def attach(
     """
     session = _session(model)
     state = _state(model, session, name, router, aggregator, sometimes, add_losses)
-    kinds = {module: _kinds(model, at, module, spec) for module, spec in (modules or {}).items()}
-    everywhere = list(
-        union(
-            *[[p for p, _ in pairs] for pairs in kinds.values()], places(model, at) if at is not None else []
-        ).values()
-    )
-    bay = Bay(model, session, state, _factory(router), _factory(aggregator), at)
+    fitting = Fitting(model, session, state, router, aggregator, at)
+    kinds = {module: pairs_of(model, at, module, spec) for module, spec in (modules or {}).items()}
+    said = [] if at is None else places(model, at)
+    everywhere = list(union(said, *[[place for place, _ in pairs] for pairs in kinds.values()]).values())
+    if not everywhere:
+        raise BayError("attach: neither at=… nor a module says a place.")
+    bay = Bay(fitting)
     try:
-        bay._open(everywhere, kinds)
+        fitting.open(bay, everywhere, kinds)
     except BaseException:
-        bay._close(everywhere)
+        fitting.close(everywhere)
         raise
     if freeze:
-        bay._freeze_base()
+        fitting.freeze_base()
     return bay
 
 
@@ -77,8 +76,8 @@ def _session(model: nn.Module) -> Session:
     inner = next((n for n, m in model.named_modules() if isinstance(m, Seat) and m.is_root), None)
     if inner is not None:
         raise BayError(
-            f"a bay is attached already to {inner.rpartition('._bay')[0] or inner!r}, a part of this model: attach to the "
-            f"same root, so that one call has one set of labels."
+            f"a bay is attached already to {inner.rpartition('._bay')[0] or inner!r}, a part of this model: attach to "
+            f"the same root, so that one call has one set of labels."
         )
     return Session()
 
@@ -96,8 +95,6 @@ def _state(model, session, name, router, aggregator, sometimes, add_losses) -> B
         raise CompositionError(
             f"router={router!r}: a Router, or a callable that makes one; it made {type(sample).__name__}."
         )
-    import inspect
-
     base = type(model).__dict__.get("_base", type(model))
     own = inspect.signature(base.forward).parameters
     for keyword in sample.keywords:
@@ -113,169 +110,20 @@ def _state(model, session, name, router, aggregator, sometimes, add_losses) -> B
     )
 
 
-def _factory(part: Any) -> Callable | None:
-    return part if part is not None and not isinstance(part, nn.Module) else None
-
-
-def _kinds(model: nn.Module, at: Any, name: str, spec: Spec) -> list[tuple[Place, Kind]]:
-    """The places of one module, each with its kind there."""
-    if isinstance(spec, Mapping):
-        pairs = [(place, kind) for where, kind in spec.items() for place in places(model, where)]
-    else:
-        where = at if at is not None else "" if isinstance(spec, InputComposition) and spec.place == "input" else None
-        if where is None:
-            raise BayError(f"modules[{name!r}] = {spec!r} has no place: pass at=…, or a mapping from places to kinds.")
-        pairs = [(place, spec) for place in places(model, where)]
-    seen: dict[str, Kind] = {}
-    for place, kind in pairs:
-        if place.site.name in seen:
-            raise CompositionError(
-                f"modules[{name!r}] has two kinds at {place.site.name!r}: {seen[place.site.name]!r} and {kind!r}. A module "
-                f"has one kind a site; put the second into a bay of its own."
-            )
-        if not isinstance(kind, (Kind, nn.Module)):
-            raise CompositionError(
-                f"modules[{name!r}] = {kind!r}: a module is a kind (mb.LoRA(8), …), not {type(kind).__name__}."
-            )
-        seen[place.site.name] = kind
-    return pairs
-
-
 class Bay:
-    """The handle of a bay: modules of one inventory, plugged into a model's sites under one router and one aggregator."""
+    """The handle of a bay: modules of one inventory, in a model's sites, under one router and one aggregator."""
 
-    def __init__(self, model: nn.Module, session: Session, state: BayState, router, aggregator, at):
-        self.model, self.session, self.state = model, session, state
-        self.make_router, self.make_aggregator, self.at = router, aggregator, at
-        self.frozen_base: dict[str, bool] = {}
-        self.modulars: dict[str, Modular] = {}
-        self.places: dict[str, Place] = {}
+    def __init__(self, fitting: Fitting):
+        self.fitting = fitting
+        self.model, self.session, self.state = fitting.model, fitting.session, fitting.state
 
     def __repr__(self) -> str:
         return f"<Bay {self.state.name!r}: {listed(self.names())} at {len(self.modulars)} sites>"
 
-    # Opening and closing
-
-    def _open(self, everywhere: Sequence[Place], kinds: Mapping[str, list[tuple[Place, Kind]]]) -> None:
-        session, state = self.session, self.state
-        for name in kinds:
-            state.inventory.check(name)
-        for place in everywhere:
-            here = [kind for pairs in kinds.values() for p, kind in pairs if p.site.name == place.site.name]
-            self._place(place, here)
-        root = self._seat(self.model)
-        root.is_root = True
-        session.bays[state.name] = state
-        session.handles[state.name] = self
-        swap(self.model, sorted(session.keywords))
-        for name, pairs in kinds.items():
-            self._plug(name, pairs)
-        self._rebuild()
-        shared = nn.Module()
-        shared._modules.update(
-            {k: v for k, v in (("router", state.router), ("aggregator", state.aggregator)) if v is not None}
-        )
-        root.shared._modules[state.name] = shared
-        self._settle(shared)
-        session.unchecked.add(state.name)
-
-    def _place(self, place: Place, here: Sequence[Kind]) -> None:
-        """A modular in the target's seat, with the seam that its kinds ask for."""
-        name, seat = place.site.name, self._seat(place.target)
-        seam = seam_for(self.model, place, here, seat)
-        aggregator = self.make_aggregator() if self.make_aggregator else None
-        router = self.make_router() if self.make_router else None
-        modular = Modular(site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router)
-        for kind in here:
-            (aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
-        seat.put(self.state.name, modular, seam)
-        self.modulars[name], self.places[name] = modular, place
-        self.state.seats[name] = seat
-
-    def _seat(self, target: nn.Module) -> Seat:
-        seat = target._modules.get("_bay")
-        if not isinstance(seat, Seat):
-            seat = Seat(self.session)
-            seat.train(target.training)
-            swap(target)
-            target._modules["_bay"] = seat
-            fast = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
-            if any(isinstance(m, fast) for m in self.model.modules()):
-                target.register_forward_pre_hook(_no_fast_path)
-        return seat
-
-    def _settle(self, module: nn.Module) -> None:
-        """Put what is new where the model's weights are."""
-        tensor = next((p for n, p in self.model.named_parameters() if "_bay" not in n and p.is_floating_point()), None)
-        if tensor is not None:
-            module.to(tensor.device)
-
-    def _plug(self, name: str, pairs: Sequence[tuple[Place, Kind]]) -> None:
-        """Make a module's parameters, at all its sites together, and plug them in."""
-        made: dict[str, Mapping[str, Tensor]] = {}
-        by_kind: dict[int, tuple[Kind, list[Place]]] = {}
-        for place, kind in pairs:
-            by_kind.setdefault(id(kind), (kind, []))[1].append(place)
-        for kind, several in by_kind.values():
-            if isinstance(kind, Kind) and not isinstance(kind, Network):
-                made |= parameters(kind, kind.init([self.modulars[p.site.name].site for p in several]))
-        kinds = {place.site.name: kind for place, kind in pairs}
-        self.state.inventory.names.append(name)
-        for site, modular in self.modulars.items():
-            modular.plug(name, kinds.get(site), made.get(site))
-            part = modular.order[-1]
-            if part is not None:
-                part.train(modular.training)
-
-    def _rebuild(self) -> None:
-        """Tell routers and aggregators which modules there are."""
-        names, first = self.names(), next(iter(self.modulars.values()))
-        if self.state.router is not None:
-            self.state.router.build(names, self._root_site(first))
-        for modular in self.modulars.values():
-            if modular.router is not None:
-                modular.router.build(names, modular.site)
-            if modular.aggregator is not None:
-                modular.aggregator.build(modular.site)
-        if self.state.aggregator is not None:
-            self.state.aggregator.build(first.site)
-
-    def _root_site(self, first: Modular):
-        """What a shared router is told of its x: the call's embedded input, as wide as the model's embedding."""
-        embed = getattr(self.model, "get_input_embeddings", lambda: None)()
-        width = getattr(embed, "embedding_dim", None)
-        from .core import describe
-
-        return describe("", self.model, width) if width else first.site
-
-    def _close(self, everywhere: Sequence[Place] = ()) -> None:
-        """Take everything out of the model again."""
-        session, name = self.session, self.state.name
-        targets = {id(p.target): p.target for p in [*everywhere, *self.places.values()]}
-        for target in [*targets.values(), self.model]:
-            seat = target._modules.get("_bay")
-            if isinstance(seat, Seat):
-                seat.take(name)
-        session.bays.pop(name, None)
-        session.handles.pop(name, None)
-        session.unchecked.discard(name)
-        for target in [*targets.values(), self.model]:
-            seat = target._modules.get("_bay")
-            if not isinstance(seat, Seat) or seat.bays._modules or (target is self.model and session.bays):
-                continue
-            unswap(target)
-            del target._modules["_bay"]
-            for key, hook in list(target._forward_pre_hooks.items()):
-                if hook is _no_fast_path:
-                    del target._forward_pre_hooks[key]
-        if session.bays:
-            swap(self.model, sorted(session.keywords))
-
-    def _freeze_base(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if "_bay" not in name.split("."):
-                self.frozen_base[name] = parameter.requires_grad
-                parameter.requires_grad_(False)
+    @property
+    def modulars(self) -> dict[str, Modular]:
+        """The equation at each site, by the site's name."""
+        return self.fitting.modulars
 
     def _part(self, name: str) -> int:
         if name not in self.state.inventory.names:
@@ -296,9 +144,9 @@ class Bay:
         """The modules, in order: their places are the indices that label tensors hold."""
         return list(self.state.inventory.names)
 
-    def use(self, *which: str | None | Sequence[str | None] | Mapping[str, float]) -> "Bay":
-        """Set the modules for all calls until changed: a name, several, {name: weight}, a list with one an example, or None
-        for the base alone. Without an argument, the router decides again. A label given to a call goes before."""
+    def use(self, *which: str | Sequence[str | None] | Mapping[str, float] | None) -> "Bay":
+        """Set the modules for all calls until changed: a name, several, {name: weight}, a list with one an example, or
+        None for the base alone. Without an argument, the router decides again. A label given to a call goes before."""
         self.state.chosen = self._chosen(which)
         return self
 
@@ -329,15 +177,15 @@ class Bay:
         for place, kind in pairs:
             modular = self.modulars[place.site.name]
             (modular.aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
-        self._plug(name, pairs)
-        self._rebuild()
+        self.fitting.plug(name, pairs)
+        self.fitting.rebuild()
         return self
 
-    def _known(self, name: str, spec: Spec, at: Any) -> list[tuple[Place, Kind]]:
+    def _known(self, name: str, spec: Spec, at: Any) -> Pairs:
         """The places of a module that is added, which the bay must have already."""
         if not isinstance(spec, Mapping) and at is None and isinstance(spec, (Kind, nn.Module)):
-            return [(place, spec) for place in self.places.values()]
-        pairs = _kinds(self.model, self.at if at is None else at, name, spec)
+            return [(place, spec) for place in self.fitting.places.values()]
+        pairs = pairs_of(self.model, self.fitting.at if at is None else at, name, spec)
         new = [place.site.name for place, _ in pairs if place.site.name not in self.modulars]
         if new:
             raise BayError(
@@ -348,12 +196,10 @@ class Bay:
     def remove(self, name: str) -> "Bay":
         """Remove a module and its parameters; the others are untouched."""
         index = self._part(name)
-        for modular in self.modulars.values():
-            modular.unplug(index, name)
-        del self.state.inventory.names[index]
+        self.fitting.unplug(name)
         if isinstance(self.state.chosen, Routing):
             self.state.chosen = self._without(self.state.chosen, index)
-        self._rebuild()
+        self.fitting.rebuild()
         return self
 
     def _without(self, chosen: Routing, index: int) -> Routing | None:
@@ -381,7 +227,7 @@ class Bay:
         for router in [self.state.router, *[m.router for m in self.modulars.values()]]:
             if router is not None:
                 router.rename(old, new)
-        self._rebuild()
+        self.fitting.rebuild()
 
     def freeze(self, *names: str) -> "Bay":
         """Freeze modules (all, if none is named): no gradient, and so not one bit moves under any optimiser."""
@@ -422,7 +268,7 @@ class Bay:
     def parameter_groups(
         self, lr: float, router_lr: float | None = None, aggregator_lr: float | None = None
     ) -> list[dict]:
-        """Groups for an optimiser: modules, routers and aggregators, each with its learning rate; frozen ones left out."""
+        """Groups for an optimiser: modules, routers, aggregators, each with its learning rate; what is frozen left out."""
         routers = [self.state.router, *[m.router for m in self.modulars.values()]]
         aggregators = [self.state.aggregator, *[m.aggregator for m in self.modulars.values()]]
         groups = [
@@ -484,20 +330,12 @@ class Bay:
                 f"detach: bay {self.state.name!r} is not the one attached last; outputs compose in that order. Detach "
                 f"{listed(reversed(order[order.index(self.state.name) + 1 :]))} first."
             )
-        for target in [place.target for place in self.places.values()]:
+        for target in [place.target for place in self.fitting.places.values()]:
             if "_base" not in type(target).__dict__ or "forward" in target.__dict__:
                 unswap(target)  # raises, before anything has been taken out
-        parameters_now = dict(self.model.named_parameters())
-        self._close()
-        for name, wanted in self.frozen_base.items():
-            if name in parameters_now:
-                parameters_now[name].requires_grad_(wanted)
+        self.fitting.close()
         return self.model
 
 
 def _of(modules: Sequence[nn.Module | None]) -> list[nn.Parameter]:
     return list({id(p): p for m in modules if m is not None for p in m.parameters()}.values())
-
-
-def _no_fast_path(module: nn.Module, args: tuple) -> None:
-    """A hook that does nothing: torch's fused encoder, which would go past our sites, is not used where hooks are."""

@@ -15,7 +15,7 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
-    """The site's linear map, without bias, with another weight in its own layout. For one module, or a group of them."""
+    """The site's linear map, without bias, with another weight in its own layout; for one module, or a group of them."""
     base: Tensor = site.weight
     if weight.ndim > base.ndim and site.form not in ("linear", "transposed"):
         return torch.func.vmap(lambda w, v: act(site, w, v))(weight, x)
@@ -43,7 +43,7 @@ def grow(factor: Tensor | float, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Delta):
-    """ΔW = s·B A with A (r, i), B (o, r); A (r, i, *kernel), B (o, r) at a convolution; A (r, vocabulary) at an embedding."""
+    """ΔW = s·B A with A (r, i), B (o, r); A (r, i, *kernel) at a convolution; A (r, vocabulary) at an embedding."""
 
     a: Tensor
     b: Tensor

@@ -1,4 +1,4 @@
-"""Products for one module and for a group of modules: the same code, told apart by the leading axis of the parameters."""
+"""Products for one module and for a group of modules: the same code, told apart by the parameters' leading axis."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def align(vector: Tensor, x: Tensor, axis: int = -1) -> Tensor:
-    """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` (−1, −3 …) of x or (g, …)."""
+    """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` (−1, −3 …) of x."""
     group = vector.shape[:-1]
     after = -1 - axis
     return vector.view(*group, *[1] * (x.ndim - len(group) - 1 - after), vector.shape[-1], *[1] * after)

@@ -1,5 +1,9 @@
 """Where f meets the model: matching places, swapping classes, and the sites at which f is not a plain call."""
 
+from ._fitting import Fitting as Fitting
+from ._fitting import Pairs as Pairs
+from ._fitting import Spec as Spec
+from ._fitting import pairs_of as pairs_of
 from ._match import At as At
 from ._match import Place as Place
 from ._match import at as at

@@ -40,7 +40,7 @@ def at(what: Any, *, features: int | None = None) -> At:
 
 
 def part(what: Any, start: int, stop: int) -> At:
-    """The features start … stop of the output of `what`: GPT-2's value, say, is `mb.part("*.attn.c_attn", 1536, 2304)`."""
+    """The features start … stop of the output of `what`: GPT-2's value is `mb.part("*.attn.c_attn", 1536, 2304)`."""
     return At(what, output=(start, stop))
 
 
@@ -55,7 +55,7 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def places(model: nn.Module, what: Any) -> list[Place]:
-    """The places that `what` says, in the model's order, each once; raises MatchError if any part of it matches nothing."""
+    """The places that `what` says, in the model's order, each once; raises MatchError if a part of it matches nothing."""
     found: dict[str, Place] = {}
     for one in what if isinstance(what, (list, tuple)) else [what]:
         for place in _places(model, one):

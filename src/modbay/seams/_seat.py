@@ -2,21 +2,31 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..abstract import Context, Routing
-from ..core import Function, Modular, Session, recomputing
+from ..abstract import Context
+from ..core import BayState, Function, Modular, Session, recomputing
 from ..errors import LabelError
 
 
 class Seam:
     """How x and y are taken from a target's call: here, the first tensor in, and the first tensor out."""
 
-    def through(self, modular: Modular, run: Callable, target: nn.Module, args: tuple, kwargs: dict, c: Context, route: Any,
-                aggregator: Any) -> Any:  # fmt: skip
+    def through(
+        self,
+        modular: Modular,
+        run: Callable,
+        target: nn.Module,
+        args: tuple,
+        kwargs: dict,
+        c: Context,
+        route: Any,
+        aggregator: Any,
+    ) -> Any:
         """Call `run` with the modules of one bay at work."""
         f = Function(run, args, kwargs, target, modular.site.name)
         return f.finish(modular.run(f, f.x, c, route, aggregator))
@@ -69,8 +79,13 @@ class Seat(nn.Module):
         for name, modular in bays.items():
             state = session.bays[name]
             if state.enabled:
-                run = _bound(self.seams[name], modular, run, target, c, c.routes.get(name), state.aggregator)
+                run = partial(self._bay, self.seams[name], modular, run, target, c, state)
         return run(*args, **kwargs)
+
+    def _bay(self, seam: Seam, modular: Modular, run: Callable, target: nn.Module, c: Context, state: BayState, *args, **kw):
+        route = c.routes.get(state.name)
+        route = route if route is None or route.sites is None else route.at(modular.site.name)
+        return seam.through(modular, run, target, args, kw, c, route, state.aggregator)
 
     def door(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
         """A call of the root: labels are taken from the keywords, and hold until it returns."""
@@ -94,17 +109,12 @@ class Seat(nn.Module):
     def with_losses(self, target: nn.Module, out: Any) -> Any:
         """The output, the auxiliary losses of the call added to its `.loss` in training."""
         context = self.session.context
-        if (
-            not target.training
-            or context is None
-            or not context.losses
-            or not isinstance(getattr(out, "loss", None), Tensor)
-        ):
+        if not target.training or context is None or not context.losses:
+            return out
+        if not isinstance(getattr(out, "loss", None), Tensor):
             return out
         quiet = tuple(f"{bay.name}." for bay in self.session.bays.values() if not bay.add_losses)
-        extra = [value for name, value in context.losses if not name.startswith(quiet)] if quiet else (
-            [value for _, value in context.losses]
-        )  # fmt: skip
+        extra = [value for name, value in context.losses if not quiet or not name.startswith(quiet)]
         if extra:
             out.loss = out.loss + sum(extra)
         return out
@@ -129,15 +139,6 @@ class Seat(nn.Module):
         if destination is not None and not self.session.shown:
             return destination  # a parent asks: the base's keys stay as they were
         return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-
-
-def _bound(
-    seam: Seam, modular: Modular, run: Callable, target: nn.Module, c: Context, route: Routing | None, aggregator: Any
-):
-    def call(*args, **kwargs):
-        return seam.through(modular, run, target, args, kwargs, c, route, aggregator)
-
-    return call
 
 
 def _forget_missing(seat: nn.Module, incompatible: Any) -> None:

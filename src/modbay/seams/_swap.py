@@ -21,7 +21,7 @@ class Swapped:
 
 
 def swap(target: nn.Module, labels: Sequence[str] | None = None) -> None:
-    """Give the target a class whose forward goes through its seat, `_bay`. With `labels`, it is a root: they are its keywords.
+    """Give the target a class whose forward goes through its seat, `_bay`; `labels` are the keywords of a root.
 
     A forward that another library left on the instance (accelerate's hooks) is moved inside, and called as f.
     """
@@ -43,8 +43,8 @@ def unswap(target: nn.Module) -> None:
     """Set the class back; raises BayError if ours is not on top any more."""
     if "_base" not in type(target).__dict__:
         raise BayError(
-            f"{type(target).__name__} changed its class after modbay was attached (parametrize, fully_shard …): undo that "
-            f"first, then detach."
+            f"{type(target).__name__} changed its class after modbay was attached (parametrize, fully_shard …): undo "
+            f"that first, then detach."
         )
     if "forward" in target.__dict__:
         raise BayError(
@@ -65,10 +65,10 @@ def swapped(base: type, labels: tuple[str, ...] | None) -> type:
             return self._modules["_bay"].call(self, inner, args, kwargs)
 
         forward.__signature__ = _with_labels(inspect.signature(base.forward), labels or ())  # type: ignore[attr-defined]
-        members: dict[str, Any] = dict(
-            forward=forward, _base=base, __module__=base.__module__, __qualname__=base.__qualname__, __doc__=base.__doc__,
-            __reduce_ex__=functools.partialmethod(_reduce, base, labels),
-        )  # fmt: skip
+        members: dict[str, Any] = {
+            "forward": forward, "_base": base, "__reduce_ex__": functools.partialmethod(_reduce, base, labels),
+            "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__,
+        }  # fmt: skip
         if labels is not None and hasattr(base, "generate"):
 
             def generate(self, *args, **kwargs):

@@ -1,0 +1,194 @@
+"""Fitting a bay into a model, and taking it out again: seats, seams, parts, and what routers are told of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..abstract import InputComposition, Kind, Site
+from ..core import BayState, Modular, Network, Session, describe, parameters
+from ..errors import BayError, CompositionError
+from ._match import Place, places
+from ._seams import seam_for
+from ._seat import Seat
+from ._swap import swap, unswap
+
+Spec = Kind | nn.Module | Mapping[Any, Kind]
+Pairs = list[tuple[Place, Kind]]
+
+FAST = (nn.TransformerEncoderLayer, nn.MultiheadAttention)  # torch's modules that may go past their children
+
+
+class Fitting:
+    """One bay's modulars and places in a model, by site name."""
+
+    def __init__(self, model: nn.Module, session: Session, state: BayState, router: Any, aggregator: Any, at: Any):
+        self.model, self.session, self.state, self.at = model, session, state, at
+        self.make_router: Callable | None = _maker(router)
+        self.make_aggregator: Callable | None = _maker(aggregator)
+        self.modulars: dict[str, Modular] = {}
+        self.places: dict[str, Place] = {}
+        self.base_flags: dict[str, bool] = {}  # requires_grad of the base's parameters, before they were frozen
+        self.guarded = any(isinstance(module, FAST) for module in model.modules())
+
+    def open(self, handle: Any, everywhere: Sequence[Place], kinds: Mapping[str, Pairs]) -> None:
+        """Seat the bay at every place and plug its modules in; raises before the model is changed where it can."""
+        session, state = self.session, self.state
+        here: dict[str, list[Kind]] = {place.site.name: [] for place in everywhere}
+        for name, pairs in kinds.items():
+            state.inventory.check(name)
+            for place, kind in pairs:
+                here[place.site.name].append(kind)
+        for place in everywhere:
+            self._place(place, here[place.site.name])
+        root = self._seat(self.model)
+        root.is_root = True
+        session.bays[state.name], session.handles[state.name] = state, handle
+        swap(self.model, sorted(session.keywords))
+        for name, pairs in kinds.items():
+            self.plug(name, pairs)
+        self.rebuild()
+        shared = nn.Module()
+        parts = {"router": state.router, "aggregator": state.aggregator}
+        shared._modules.update({key: part for key, part in parts.items() if part is not None})
+        root.shared._modules[state.name] = shared
+        weight = next((p for n, p in self.model.named_parameters() if _own(n) and p.is_floating_point()), None)
+        if weight is not None:
+            shared.to(weight.device)
+        session.unchecked.add(state.name)
+
+    def _place(self, place: Place, kinds: Sequence[Kind]) -> None:
+        """A modular in the target's seat, with the seam that its kinds ask for."""
+        name, seat = place.site.name, self._seat(place.target)
+        seam = seam_for(self.model, place, kinds, seat)
+        aggregator = self.make_aggregator() if self.make_aggregator else None
+        router = self.make_router() if self.make_router else None
+        for kind in kinds:
+            (aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
+        modular = Modular(site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router)
+        seat.put(self.state.name, modular, seam)
+        self.modulars[name], self.places[name], self.state.seats[name] = modular, place, seat
+
+    def _seat(self, target: nn.Module) -> Seat:
+        seat = target._modules.get("_bay")
+        if not isinstance(seat, Seat):
+            seat = Seat(self.session)
+            seat.train(target.training)
+            swap(target)
+            target._modules["_bay"] = seat
+            if self.guarded:
+                target.register_forward_pre_hook(_no_fast_path)
+        return seat
+
+    def plug(self, name: str, pairs: Pairs) -> None:
+        """Make a module's parameters, at all its sites together, and plug them in."""
+        by_kind: dict[int, tuple[Kind, list[Site]]] = {}
+        for place, kind in pairs:
+            by_kind.setdefault(id(kind), (kind, []))[1].append(self.modulars[place.site.name].site)
+        made: dict[str, dict[str, Tensor]] = {}
+        for kind, sites in by_kind.values():
+            if isinstance(kind, Kind) and not isinstance(kind, Network):
+                made |= parameters(kind, kind.init(sites))
+        kinds = {place.site.name: kind for place, kind in pairs}
+        self.state.inventory.names.append(name)
+        for site, modular in self.modulars.items():
+            modular.plug(name, kinds.get(site), made.get(site))
+            part = modular.order[-1]
+            if part is not None:
+                part.train(modular.training)
+
+    def unplug(self, name: str) -> None:
+        """Take a module out at all sites."""
+        index = self.state.inventory.names.index(name)
+        for modular in self.modulars.values():
+            modular.unplug(index, name)
+        del self.state.inventory.names[index]
+
+    def rebuild(self) -> None:
+        """Tell routers and aggregators which modules there are."""
+        names, first = self.state.inventory.names, next(iter(self.modulars.values())).site
+        if self.state.router is not None:
+            embed = getattr(self.model, "get_input_embeddings", lambda: None)()
+            width = getattr(embed, "embedding_dim", None)  # a shared router reads the call's embedded input
+            self.state.router.sites = tuple(self.modulars)
+            self.state.router.build(names, describe("", self.model, width) if width else first)
+        if self.state.aggregator is not None:
+            self.state.aggregator.build(first)
+        for modular in self.modulars.values() if self.make_router or self.make_aggregator else ():
+            if modular.router is not None:
+                modular.router.build(names, modular.site)
+            if modular.aggregator is not None:
+                modular.aggregator.build(modular.site)
+
+    def freeze_base(self) -> None:
+        """Stop the base's gradients; what they were is remembered for `close`."""
+        for name, parameter in self.model.named_parameters():
+            if _own(name):
+                self.base_flags[name] = parameter.requires_grad
+                parameter.requires_grad_(False)
+
+    def close(self, everywhere: Sequence[Place] = ()) -> None:
+        """Take everything out of the model again."""
+        session, name = self.session, self.state.name
+        targets = list({id(p.target): p.target for p in [*everywhere, *self.places.values()]}.values())
+        for target in [*targets, self.model]:
+            seat = target._modules.get("_bay")
+            if isinstance(seat, Seat):
+                seat.take(name)
+        for table in (session.bays, session.handles):
+            table.pop(name, None)
+        session.unchecked.discard(name)
+        for target in [*targets, self.model]:
+            seat = target._modules.get("_bay")
+            if not isinstance(seat, Seat) or seat.bays._modules or (target is self.model and session.bays):
+                continue
+            unswap(target)
+            del target._modules["_bay"]
+            for key, hook in list(target._forward_pre_hooks.items()):
+                if hook is _no_fast_path:
+                    del target._forward_pre_hooks[key]
+        if session.bays:
+            swap(self.model, sorted(session.keywords))
+        flags = dict(self.model.named_parameters())
+        for parameter, wanted in self.base_flags.items():
+            if parameter in flags:
+                flags[parameter].requires_grad_(wanted)
+
+
+def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec) -> Pairs:
+    """The places of one module, each with its kind there."""
+    if isinstance(spec, Mapping):
+        pairs = [(place, kind) for where, kind in spec.items() for place in places(model, where)]
+    else:
+        where = at
+        if at is None and isinstance(spec, InputComposition) and getattr(spec, "place", "") == "input":
+            where = ""  # a prompt is put in front of the whole model's input
+        if where is None:
+            raise BayError(f"modules[{name!r}] = {spec!r} has no place: pass at=…, or a mapping from places to kinds.")
+        pairs = [(place, spec) for place in places(model, where)]
+    seen: dict[str, Kind] = {}
+    for place, kind in pairs:
+        if place.site.name in seen:
+            raise CompositionError(
+                f"modules[{name!r}] has two kinds at {place.site.name!r}: {seen[place.site.name]!r} and {kind!r}. "
+                f"A module has one kind a site; put the second into a bay of its own."
+            )
+        if not isinstance(kind, (Kind, nn.Module)):
+            raise CompositionError(
+                f"modules[{name!r}] = {kind!r}: a module is a kind (mb.LoRA(8), …), not {type(kind).__name__}."
+            )
+        seen[place.site.name] = kind  # type: ignore[assignment]
+    return pairs  # type: ignore[return-value]
+
+
+def _maker(part: Any) -> Callable | None:
+    """A callable that makes a part for each site; None for a part that is shared."""
+    return part if part is not None and not isinstance(part, nn.Module) else None
+
+
+def _own(name: str) -> bool:
+    return "_bay" not in name.split(".")
+
+
+def _no_fast_path(module: nn.Module, args: tuple) -> None:
+    """A hook that does nothing: torch's fused encoder, which would go past our sites, is not used where hooks are."""
