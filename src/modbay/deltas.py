@@ -43,7 +43,8 @@ def grow(factor: Tensor | float, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Delta):
-    """ΔW = s·B A with A (r, i), B (o, r); A (r, i, *kernel) at a convolution; A (r, vocabulary) at an embedding."""
+    """ΔW = s·B A with A (r, i), B (o, r); A (r, i, *kernel) at a convolution, (r, vocabulary) at an embedding; and
+    A (E, r, i), B (E, o, r) for E fused experts."""
 
     a: Tensor
     b: Tensor
@@ -71,6 +72,8 @@ class LowRank(Delta):
         return replace(self, s=factor * self.s)
 
     def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        if site.form == "experts":
+            return torch.bmm(self.b, self.a) * self.s, None
         product = torch.tensordot(self.b, self.a, 1) * self.s  # (o, i, *kernel)
         return (product.mT if site.form in ("transposed", "embedding") else product), None
 
