@@ -1,0 +1,139 @@
+"""The shared test list: one row a kind, and every law picks it up (tests/test_kinds.py, tests/test_laws.py).
+
+A new kind is one row of KINDS:
+
+    Case("lora", lambda: mb.LoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+
+an id, a factory of the kind (equal kinds group), and the names of the SITES it fits. What a kind claims (`neutral`,
+`batched`, `enters`, `tokenwise`, `tied`) it says itself. Flags say what a law can't know: `folds`, that its delta can be
+materialised at every site of the row but norm and block; `labels`, the keywords that every call of it needs, each made
+from the number of rows; `generated`, that its parameters are generated an example.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import modbay as mb
+from modbay.abstract import Context
+from modbay.core import Function, describe, parameters
+
+
+class Block(nn.Module):
+    """x + W₂ gelu(W₁ LN x): a small residual block of several layers, 8 wide."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.up = nn.Linear(8, 12)
+        self.down = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+def _conv1d() -> nn.Module:
+    layer = Conv1D(6, 8)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+@dataclass(frozen=True)
+class Place:
+    """make(): the module at a site; example(rows): x for it."""
+
+    make: Callable[[], nn.Module]
+    example: Callable[[int], Tensor]
+
+
+def _vectors(rows: int) -> Tensor:
+    return torch.randn(rows, 3, 8)
+
+
+SITES: dict[str, Place] = {
+    "linear": Place(lambda: nn.Linear(8, 6), _vectors),
+    "conv1d": Place(_conv1d, _vectors),  # GPT-2's: weight (in, out)
+    "conv2d": Place(lambda: nn.Conv2d(4, 6, 3, padding=1), lambda rows: torch.randn(rows, 4, 5, 5)),
+    "embedding": Place(lambda: nn.Embedding(11, 6), lambda rows: torch.randint(11, (rows, 3))),
+    "norm": Place(lambda: nn.LayerNorm(8), _vectors),
+    "block": Place(Block, _vectors),
+}
+
+LINEAR = ("linear", "conv1d")
+CONVOLUTION = ("conv2d",)
+EMBEDDING = ("embedding",)
+NORM = ("norm",)
+BLOCK = ("block",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a kind, and where it is tested."""
+
+    id: str
+    make: Callable[[], mb.Kind]
+    sites: tuple[str, ...]
+    labels: Mapping[str, object] = field(default_factory=dict)
+    folds: bool = False
+    generated: bool = False
+
+    def __str__(self) -> str:
+        return self.id
+
+
+KINDS: list[Case] = [
+    Case("lora", lambda: mb.LoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("lora-stable", lambda: mb.LoRA(3, alpha=2.0, stable=True), LINEAR, folds=True),
+    Case("bottleneck", lambda: mb.Bottleneck(3), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
+    Case("bottleneck-norm", lambda: mb.Bottleneck(3, norm=True, scale="learned"), LINEAR + CONVOLUTION + BLOCK),
+    Case(
+        "bottleneck-parallel",
+        lambda: mb.Bottleneck(3, placement="parallel", scale=4.0, norm=True, std=0.1, activation="gelu"),
+        LINEAR + CONVOLUTION + NORM + BLOCK,
+    ),
+    Case("ia3", lambda: mb.IA3(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
+    Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),
+]
+
+
+def cases(*, site: str | None = None, where: Callable[[Case], bool] = lambda case: True):
+    """(case, site name) for every row and site that fits, for pytest.mark.parametrize; with `ids`: see `ids`."""
+    return [(case, name) for case in KINDS if where(case) for name in case.sites if site in (None, name)]
+
+
+def ids(value: object) -> str:
+    """How a row shows in a test's name."""
+    return str(value)
+
+
+def site_of(name: str):
+    """(module, its site): a fresh, seeded one."""
+    module = SITES[name].make()
+    return module, describe(name, module)
+
+
+def fresh(kind: mb.Kind, site) -> dict[str, Tensor]:
+    """The parameters of a new module at one site, as they are stored."""
+    return parameters(kind, kind.init([site]))[site.name]
+
+
+def trained(kind: mb.Kind, site, scale: float = 0.3) -> dict[str, Tensor]:
+    """Parameters as if something had been learned: every learned tensor moved at random."""
+    params = fresh(kind, site)
+    return {
+        name: nn.Parameter(t.detach() + scale * torch.randn_like(t)) if isinstance(t, nn.Parameter) else t
+        for name, t in params.items()
+    }
+
+
+def function(module: nn.Module, x: Tensor) -> Function:
+    """f for one call of a site."""
+    return Function(module, (x,), {}, module)
+
+
+def context(case: Case | None = None, rows: int = 1) -> Context:
+    """A context with the labels that a row needs, one an example."""
+    return Context(labels={} if case is None else {k: v(rows) if callable(v) else v for k, v in case.labels.items()})
