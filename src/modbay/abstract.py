@@ -5,6 +5,7 @@
 Pfeiffer, Ruder, Vulić and Ponti, "Modular Deep Learning", 2023 (arXiv 2302.11529), Algorithm 1.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -127,6 +128,11 @@ class Kind(ABC):
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         """The parameters of a new module, by site. One tensor given to several sites is shared by them."""
 
+    def restore(self, sites: Sequence[Site], tensors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
+        """As `init`, for a module whose tensors are known, by site (a file's): a kind whose shapes are not told by its
+        fields alone overrides it. The values are filled in afterwards."""
+        return self.init(sites)
+
     def penalty(self, params: Params) -> Tensor | None:
         """A loss that the module adds to training (sparsity, orthogonality); None for most."""
         return None
@@ -141,10 +147,14 @@ class ParameterComposition(Kind):
 
 
 class InputComposition(Kind):
-    """f_θ([φ, x]): the module is put in front of the input (section 3.2)."""
+    """f_θ([φ, x]): the module is put in front of the input (section 3.2).
+
+    place: "input", in front of an embedded sequence; or "attention", in front of an attention's keys and values.
+    """
 
     tokenwise: ClassVar[bool] = False
     neutral: ClassVar[bool] = False
+    place: ClassVar[str] = "input"
 
     @abstractmethod
     def extend(self, params: Params, c: Context) -> Tensor:
@@ -217,6 +227,9 @@ class Routing:
     def __post_init__(self):
         if self.weights is None and self.index is None:
             raise CompositionError("Routing(weights=None, index=None): a routing needs weights, an index, or both.")
+        small = self.index is not None and self.index.ndim == 1 and self.index.device.type == "cpu"
+        if small and self.host is None and not torch.compiler.is_compiling():
+            self.host = (tuple(i for i in self.index.tolist() if i >= 0),)  # type: ignore[union-attr]
 
     def at(self, site: str) -> "Routing":
         """The route at one site: this one, or its entry of a whole path."""
@@ -257,6 +270,10 @@ class Router(nn.Module, ABC):
     def rename(self, old: str, new: str) -> None:
         """A module has another name; what was learned for it stays. `build` follows. Here: nothing is kept by name."""
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make an equal router, for files; each is kept as an attribute of its own name."""
+        return _arguments(self)
+
     @abstractmethod
     def forward(self, x: Tensor, c: Context) -> Routing:
         """x: (b, …, d), the site's input, or the call's embedded input for a router that is shared."""
@@ -269,8 +286,36 @@ class Aggregator(nn.Module, ABC):
         """Make the parameters that depend on the site. Here: none."""
 
     def admit(self, kind: Kind, site: Site) -> None:
-        """Raise CompositionError if this kind can't be aggregated so at this site. Here: any kind can."""
+        """Raise CompositionError if this kind can't be aggregated so at this site. Here: any kind that has an output."""
+        if isinstance(kind, InputComposition) and type(self).extend is Aggregator.extend:
+            raise CompositionError(
+                f"{type(self).__name__} at site {site.name!r}: it aggregates outputs, and {type(kind).__name__} has none of "
+                f"its own. Use WeightedSum or Concatenate for input compositions."
+            )
+
+    def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
+        """What input compositions put in front of each row, (b, …, n, d), and which of the n places a row has, (b, n).
+
+        None instead of the places: each row has all; None instead of both: there is nothing. Here: it can't be done.
+        """
+        raise CompositionError(
+            f"{type(self).__name__} at site {modules.site.name!r}: it aggregates outputs, and a prompt or prefix has none. "
+            f"Use WeightedSum or Concatenate for input compositions."
+        )
 
     @abstractmethod
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         """The output. `modules` runs them, grouped; `modules.route(x, c)` asks the router again."""
+
+
+def _arguments(part: nn.Module) -> dict[str, Any]:
+    """What a router or aggregator was made with: the signature is the config."""
+    made = type(part).__init__
+    names = [] if made is nn.Module.__init__ else list(inspect.signature(made).parameters)[1:]
+    lost = [name for name in names if not hasattr(part, name)]
+    if lost:
+        raise CompositionError(
+            f"{type(part).__name__} does not keep its arguments {lost} as attributes of these names, so that it can't be "
+            f"saved: keep them, or define arguments()."
+        )
+    return {name: getattr(part, name) for name in names}

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..abstract import Aggregator, Context, Routing
+from ..core import extension
 
 
 class WeightedSum(Aggregator):
@@ -16,3 +17,7 @@ class WeightedSum(Aggregator):
 
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         return modules.add(f, x, routing, c)
+
+    def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
+        """Σ_i α_i P_i in front of the input: prompts and prefixes of one length."""
+        return extension(modules, routing, rows, c)

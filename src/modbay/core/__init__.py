@@ -2,6 +2,9 @@
 
 from ._engine import Modules as Modules
 from ._engine import Part as Part
+from ._engine import apply as apply
+from ._extension import extended as extended
+from ._extension import extension as extension
 from ._function import Function as Function
 from ._modular import Inventory as Inventory
 from ._modular import Modular as Modular

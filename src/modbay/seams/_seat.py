@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ..abstract import Context
 from ..core import BayState, Function, Modular, Session, recomputing
-from ..errors import LabelError
+from ..errors import LabelError, SiteError
 
 
 class Seam:
     """How x and y are taken from a target's call: here, the first tensor in, and the first tensor out."""
+
+    prepares = False  # whether it takes part in `generate` of the root, by a method of that name
 
     def through(
         self,
@@ -48,6 +50,12 @@ class Seat(nn.Module):
         self.add_to_loss = True
         self.fired = False
         self.register_load_state_dict_post_hook(_forget_missing)
+
+    def forward(self, *args, **kwargs):
+        raise SiteError(
+            "a module that runs all its children in turn ran modbay's seat, which is none of them: attach to the children, "
+            "or to a parent that calls them by name."
+        )
 
     def put(self, name: str, modular: Modular, seam: Seam) -> None:
         """Add a bay here, outside those that are here already."""
@@ -123,17 +131,28 @@ class Seat(nn.Module):
         """Generation: the labels hold for all the calls inside, repeated as generate repeats its inputs."""
         session = self.session
         given = {k: v for k in session.keywords if (v := kwargs.pop(k, None)) is not None}
-        if not given and all(bay.chosen is not None or bay.router is None for bay in session.bays.values()):
+        prepares = any(seam.prepares for seam in self.seams.values())
+        settled = all(bay.chosen is not None or bay.router is None for bay in session.bays.values())
+        if not given and settled and not prepares:
             return inner(*args, **kwargs)
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim]
         rows = len(tensors[0]) if tensors else None
         before, held = session.enter(given, kwargs, rows, None), session.held
         session.held = {**(held or {}), **given}
         try:
-            return inner(*args, **kwargs)
+            return self._prepared(target, inner)(*args, **kwargs) if prepares else inner(*args, **kwargs)
         finally:
             session.held = held
             session.abandon(before)
+
+    def _prepared(self, target: nn.Module, inner: Callable) -> Callable:
+        """`generate` through the seams that take part in it."""
+        c = self.session.now()
+        for name, modular in self.bays._modules.items():
+            state, seam = self.session.bays[name], self.seams[name]
+            if state.enabled and seam.prepares:
+                inner = partial(seam.generate, modular, inner, target, c, c.routes.get(name), state.aggregator)  # type: ignore[attr-defined]
+        return inner
 
     def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
         if destination is not None and not self.session.shown:

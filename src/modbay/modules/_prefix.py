@@ -1,0 +1,94 @@
+"""Prefix tuning: learned keys and values in front of those of an attention.
+
+Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv 2101.00190).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import Context, InputComposition, Site
+from ..errors import CompositionError
+from ..types import Params
+
+HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head")
+WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
+
+
+@dataclass(frozen=True)
+class Prefix(InputComposition):
+    """softmax(q [P_k; K]ᵀ) [P_v; V] with P_k, P_v (heads, n, d) learned, in each attention module.
+
+    length: n. bottleneck: None, P itself is learned; or the width m of the paper's reparametrisation
+    P = W_up tanh(W_down P' + b) + b', where P' (n, input width), W_down (m, input width) are shared by all sites (the
+    official code: m = 512; 800 for little data). Here P itself is the default, as in peft, since the reparametrisation
+    only serves to train. heads, head_dim: of the keys, read from the module unless given.
+    The text's positions start at 0; in peft they start at n, so that a prefix trained there must have its keys turned
+    back by n steps under rotary positions, and has no equal under learned ones. A module that runs several times in a
+    pass (ALBERT's) has one prefix for all of them. Raises CompositionError where a module has no heads to be read.
+    """
+
+    batched: ClassVar[bool] = True
+    place: ClassVar[str] = "attention"
+    length: int = 30
+    bottleneck: int | None = None
+    heads: int | None = None
+    head_dim: int | None = None
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise CompositionError(f"Prefix(length={self.length}): a prefix has at least one place.")
+
+    def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
+        if self.bottleneck is None:
+            return {site.name: {"prefix": self._drawn(site, 2, *self._shape(site))} for site in sites}
+        first, m = sites[0], self.bottleneck
+        d = first.features("inputs")
+        shared = {"tokens": first.empty(self.length, d).normal_(), **_linear(first, m, d, "down")}
+        made = {}
+        for site in sites:
+            heads, _, width = self._shape(site)
+            up = _linear(site, 2 * heads * width, m, "up")
+            made[site.name] = {**shared, **{k: v.unflatten(0, (2, heads, width)) for k, v in up.items()}}
+        return made
+
+    def _drawn(self, site: Site, *shape: int) -> Tensor:
+        return site.empty(*shape).normal_()
+
+    def _shape(self, site: Site) -> tuple[int, int, int]:
+        """(heads, n, d) of the keys."""
+        heads = self.heads or _read(site.module, ("num_key_value_heads",)) or _read(site.module, HEADS)
+        width = self.head_dim or _read(site.module, WIDTH)
+        if heads is None or width is None:
+            raise CompositionError(
+                f"Prefix at site {site.name!r} ({type(site.module).__name__}): it does not say how many key heads it "
+                f"has, or how wide they are. Attach at an attention, or say them: mb.Prefix(…, heads=…, head_dim=…)."
+            )
+        return heads, self.length, width
+
+    def extend(self, params: Params, c: Context) -> Tensor:
+        if self.bottleneck is None:
+            return params["prefix"]
+        hidden = torch.tanh(params["tokens"] @ params["down"].mT + params["down_bias"].unsqueeze(-2))
+        out = torch.einsum("...nm,...khdm->...khnd", hidden, params["up"])
+        return out + params["up_bias"].unsqueeze(-2)
+
+
+def _linear(site: Site, outputs: int, inputs: int, name: str) -> dict[str, Tensor]:
+    bound = inputs**-0.5
+    weight, bias = site.empty(outputs, inputs), site.empty(outputs)
+    return {name: weight.uniform_(-bound, bound), f"{name}_bias": bias.uniform_(-bound, bound)}
+
+
+def _read(module: nn.Module | None, names: Sequence[str]) -> int | None:
+    """The first of these attributes that the module has, or else its config."""
+    config = getattr(module, "config", None)
+    for source in (module, config):
+        for name in names:
+            value = getattr(source, name, None)
+            if isinstance(value, int):
+                return value
+    return None

@@ -1,0 +1,156 @@
+"""Prefixes: keys and values put in front of an attention's own, by transformers' interface of attention functions."""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..abstract import Context
+from ..core import Function, Modular, base_type, extended
+from ..errors import CompositionError, SiteError
+from ._seat import Seam, Seat
+
+NAME = "modbay"
+KNOWN = ("sdpa", "eager")
+
+
+class PrefixSeam(Seam):
+    """The attention module gets a copy of its config that names our function; nothing else of the model changes.
+
+    The function is called with the module, finds the prefixes of the call in its seat, puts them in front of the keys
+    and values (after the cache, which never holds them), and calls the kernel that the model's own config names.
+    """
+
+    def __init__(self, target: nn.Module, seat: Seat):
+        base = base_type(target)
+        config = getattr(target, "config", None)
+        names = inspect.unwrap(base.forward).__code__.co_names
+        if config is None or "ALL_ATTENTION_FUNCTIONS" not in names:
+            raise CompositionError(
+                f"Prefix at {base.__name__}: it does not call transformers' attention interface. Attach at the modules "
+                f"that do (mb.role.attention; BERT's attention.self, GPT-2's attn, Llama's self_attn)."
+            )
+        if getattr(target, "reorder_and_upcast_attn", False):
+            raise CompositionError(f"Prefix at {base.__name__}: reorder_and_upcast_attn has no place for a prefix.")
+        other = next((s for s in seat.seams.values() if isinstance(s, PrefixSeam)), None)
+        self.config = config if other is None else other.config  # the model's own, and its kernel
+        self.target = target
+        self.owner = other is None
+        self.now: tuple[Tensor, Tensor | None] | None = None  # the prefixes of the call that is under way
+        self.met = False
+        _kernel(base, self.config)
+        register()
+        if self.owner:
+            target.config = copy.copy(config)
+            target.config._attn_implementation_internal = NAME
+
+    def through(self, modular: Modular, run: Callable, target: nn.Module, args: tuple, kwargs: dict, c: Context,
+                route: Any, aggregator: Any) -> Any:  # fmt: skip
+        x = Function(run, args, kwargs, target, modular.site.name).x
+        before, self.met = self.now, False
+        self.now = extended(modular, x, c, route, aggregator)
+        try:
+            out = run(*args, **kwargs)
+        finally:
+            self.now = before
+        if not self.met:
+            raise SiteError(
+                f"site {modular.site.name!r}: the attention ran without asking for its function, so that the prefix "
+                f"did nothing. Its config may have been replaced after modbay was attached."
+            )
+        return out
+
+    def undo(self) -> None:
+        if self.owner:
+            self.target.config = self.config  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "now": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        register()  # the copy may live in a process that has not heard of us
+
+
+def register() -> None:
+    """Make our function known by name; models that do not name it are not touched."""
+    from transformers import AttentionInterface  # noqa: PLC0415 (an optional dependency)
+
+    AttentionInterface.register(NAME, prefixed)
+
+
+def _kernel(base: type, config: Any) -> Callable:
+    """The attention function that the model would have used."""
+    name = config._attn_implementation or "eager"
+    module = sys.modules[base.__module__]
+    if name not in KNOWN or not hasattr(module, "eager_attention_forward"):
+        raise CompositionError(
+            f"Prefix at {base.__name__}: its attention runs as {name!r}, where prefixes have not been tried. Load the "
+            f"model with attn_implementation='sdpa' or 'eager'."
+        )
+    return module.ALL_ATTENTION_FUNCTIONS.get_interface(name, module.eager_attention_forward)
+
+
+def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any,
+             is_causal: bool | None = None, position_bias: Tensor | None = None, **kwargs: Any) -> Any:  # fmt: skip
+    """softmax(q [P_k; K]ᵀ + mask) [P_v; V], with the prefixes that the module's seat holds for this call."""
+    seams = [seam for seam in module._modules["_bay"].seams.values() if isinstance(seam, PrefixSeam)]  # type: ignore[union-attr]
+    given = []
+    for seam in seams:
+        seam.met = True
+        if seam.now is not None:
+            given.append(seam.now)
+    base = base_type(module)
+    kernel = _kernel(base, seams[0].config)
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    flags = seams[0].config._attn_implementation == "sdpa"  # eager code knows no flag, only masks that are added
+    if given:
+        causal = causal and flags
+    else:
+        kwargs |= {} if is_causal is None else {"is_causal": is_causal}
+    for front, has in reversed(given):
+        attention_mask = _mask(attention_mask, query, key, front, has, causal, flags)
+        key, value = torch.cat([_of(front, 0, key), key], 2), torch.cat([_of(front, 1, value), value], 2)
+        if position_bias is not None:
+            position_bias = F.pad(position_bias, (front.shape[-2], 0))
+        kwargs["is_causal"] = causal = False
+    if position_bias is not None:
+        kwargs["position_bias"] = position_bias
+    return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _of(front: Tensor, which: int, like: Tensor) -> Tensor:
+    """The keys (0) or values (1) of the prefixes, (b, heads, n, d)."""
+    if front.shape[0] != like.shape[0] or front.shape[2] != like.shape[1] or front.shape[4] != like.shape[3]:
+        raise CompositionError(
+            f"a prefix of {front.shape[2]} heads, {front.shape[4]} wide, meets keys of {like.shape[1]}, "
+            f"{like.shape[3]} wide: say it, mb.Prefix(…, heads={like.shape[1]}, head_dim={like.shape[3]})."
+        )
+    return front[:, which].to(like.dtype)
+
+
+def _mask(mask: Any, query: Tensor, key: Tensor, front: Tensor, has: Tensor | None, causal: bool,
+          boolean: bool) -> Tensor | None:  # fmt: skip
+    """The mask, lengthened: a prefix is seen by every query of its row."""
+    n, t, s = front.shape[-2], query.shape[2], key.shape[2]
+    if mask is None:
+        if causal and t > 1:  # the kernel's flag can't say that all see the prefix
+            mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril()[None, None]
+        elif has is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, t, s, dtype=torch.bool, device=query.device)
+            mask = mask if boolean else torch.zeros_like(mask, dtype=query.dtype)
+    if not isinstance(mask, Tensor):
+        raise CompositionError(f"an attention mask of type {type(mask).__name__} can't be lengthened for a prefix.")
+    if has is None:
+        return F.pad(mask, (n, 0), value=True if mask.dtype is torch.bool else 0)
+    seen = has[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+    if mask.dtype is not torch.bool:
+        seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+    return torch.cat([seen, mask.expand(len(seen), -1, -1, -1)], -1)
