@@ -1,3 +1,9 @@
 """The aggregation functions, one file each (survey section 4)."""
 
+from ._average import ParameterAverage as ParameterAverage
+from ._concatenate import Concatenate as Concatenate
+from ._fusion import AdapterFusion as AdapterFusion
+from ._mixture import Mixture as Mixture
+from ._sequence import Sequence as Sequence
+from ._stack import Stack as Stack
 from ._sum import WeightedSum as WeightedSum

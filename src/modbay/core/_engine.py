@@ -184,12 +184,12 @@ class Modules:
 
     def add(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
         """f(x) + Σ_i α_i Δ_i, where a replacement's Δ is m(x) − f(x). Only active modules run."""
-        if any(self.parts[i].kind.enters for i in self.active(routing)):
+        if self._entered(routing):
             x, x0 = x + self._sum(None, x, x, routing, c, True), x
             y = f(x)
             return y + self._sum(f, x0, y, routing, c, False)
         ids = self.active(routing) if routing.axes == 0 else None
-        if ids is not None and routing.weights is None:
+        if ids is not None and routing.weights is None and routing.host is not None:
             return self._alone(ids, f, x, c)
         if ids is None and self._chosen(routing) and self._replaced(routing):
             return self._replace(f, x, routing, c)
@@ -211,6 +211,9 @@ class Modules:
         """Whether each row has at most one module, at weight one, so that replacements need no arithmetic."""
         one = routing.index is not None and routing.index.shape[-1] == 1
         return one and routing.weights is None and not torch.compiler.is_compiling()
+
+    def _entered(self, routing: Routing) -> bool:
+        return any(self.parts[i].kind.enters for i in self.active(routing))
 
     def _replaced(self, routing: Routing) -> bool:
         return any(isinstance(self.parts[i].kind, Replacement) for i in self.active(routing))
@@ -300,8 +303,10 @@ class Modules:
         p = plan(routing, self.kinds, len(rows), x.device)
         outputs = y.flatten(0, 1) if flat == 2 else y
         outs = list(self._groups(p, f, rows, outputs, c, entering=entering))
-        if not outs:
-            return 0.0
+        return self._back(outs, p, rows, routing, x, flat) if outs else 0.0
+
+    def _back(self, outs: Sequence[Tensor], p: Plan, rows: Tensor, routing: Routing, x: Tensor, flat: int) -> Tensor:
+        """What the groups gave, back in the order of the rows, weighted and summed."""
         if p.back is None and len(outs) == 1 and routing.weights is None:
             return outs[0].unflatten(0, x.shape[:flat]) if flat == 2 else outs[0]
         change = torch.cat([*outs, outs[0].new_zeros(1, *outs[0].shape[1:])]) if p.idle or len(outs) > 1 else outs[0]
@@ -353,10 +358,31 @@ class Modules:
             return out if full else out - y
         return y + out if full else out
 
+    def changes(self, f: Any, x: Tensor, y: Any, routing: Routing, c: Context) -> Any:
+        """Σ_i α_i Δ_i, given y = f(x), of the modules that act on the output; 0 if there are none."""
+        return self._sum(f, x, y, routing, c, False)
+
+    def mix(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
+        """Σ_i α_i m_i(x) of replacements, without f. Only active ones run; a row without any is zero."""
+        ids = self.active(routing)
+        if ids and (routing.axes == 0 or routing.index is None or torch.compiler.is_compiling()):
+            weights = routing.dense(len(self))
+            outs = [(weights[..., i], self.one(i, f, x, None, c)) for i in ids]
+            return sum(w.to(m.dtype).view(*w.shape, *[1] * (m.ndim - w.ndim)) * m for w, m in outs)  # type: ignore
+        if ids:
+            rows, flat = self._rows(x, routing)
+            p = plan(routing, self.kinds, len(rows), x.device)
+            outs = list(self._groups(p, f, rows, None, c, full=True))
+            if outs:
+                return self._back(outs, p, rows, routing, x, flat)
+        return x.new_zeros(*x.shape[:-1], self.site.outputs or x.shape[-1], dtype=self.site.dtype)
+
     def outputs(self, f: Any, x: Tensor, routing: Routing, c: Context) -> tuple[Tensor, Any]:
         """(m_i(x) stacked along a new first axis, y = f(x)): one entry a slot of the routing, or one a module."""
         y = f(x) if f is not None else None
         if routing.axes == 0 or routing.index is None:
             return torch.stack([self.output(i, f, x, c, y) for i in self.active(routing)]), y
         slots = [Routing(index=routing.index[..., k : k + 1]) for k in range(routing.index.shape[-1])]
-        return torch.stack([self.add(f, x, slot, c) for slot in slots]), y
+        plain = y is not None and not self._replaced(routing) and not self._entered(routing)
+        run = (lambda slot: y + self.changes(f, x, y, slot, c)) if plain else (lambda slot: self.add(f, x, slot, c))
+        return torch.stack([run(slot) for slot in slots]), y

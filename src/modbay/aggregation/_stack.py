@@ -1,0 +1,30 @@
+"""All outputs side by side, for what decides among them later: cross-stitch units, competition, ensembles."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..abstract import Aggregator, Context, InputComposition, Kind, Routing, Site
+from ..errors import CompositionError
+
+
+class Stack(Aggregator):
+    """(m_1(x), …, m_k(x)), stacked along a new first axis: one entry an active module, or, if examples or tokens are
+    routed by index, one a slot of their routing, f(x) where a slot has no module. Weights are not applied.
+
+    For mb.Modular, or the whole of a model (at=""): raises CompositionError at a site inside a network, whose next
+    layer would see one axis more.
+    """
+
+    def admit(self, kind: Kind, site: Site) -> None:
+        if site.name:
+            raise CompositionError(
+                f"Stack at site {site.name!r}: its output has one axis more than what the network expects there. Use "
+                f"it in mb.Modular, or at the whole model (at='')."
+            )
+        if isinstance(kind, InputComposition):
+            raise CompositionError(f"Stack: {type(kind).__name__} has no output of its own; use Concatenate.")
+
+    def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
+        return modules.outputs(f, x, routing, c)[0]
