@@ -36,8 +36,8 @@ class ParameterAverage(Aggregator):
             )
         if isinstance(kind, Network):
             raise CompositionError(
-    XX
-                f"can't be averaged here. Use Mixture or WeightedSum."
+                f"ParameterAverage at site {site.name!r}: a network of your own is no function of its parameters, and "
+                f"has no average here. Use Mixture or WeightedSum."
             )
 
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
