@@ -5,13 +5,14 @@ A new kind is one row of KINDS:
     Case("lora", lambda: mb.LoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
 
 an id, a factory of the kind (equal kinds group), and the names of the SITES it fits. What a kind claims (`neutral`,
-`batched`, `enters`, `tokenwise`, `tied`) it says itself. Flags say what a law can't know: `folds`, that its delta can be
-materialised at every site of the row but norm and block; `labels`, the keywords that every call of it needs, each made
-from the number of rows; `generated`, that its parameters are generated an example.
+`batched`, `enters`, `tokenwise`, `tied`) it says itself. Flags say what a law can't know: `folds`, that its delta can
+be materialised at every site of the row but norm and block; `labels`, the keywords that every call of it needs, each
+made from the number of rows; `generated`, that its parameters are generated an example.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +77,15 @@ class Case:
     id: str
     make: Callable[[], mb.Kind]
     sites: tuple[str, ...]
-    labels: Mapping[str, object] = field(default_factory=dict)
+    labels: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
     folds: bool = False
     generated: bool = False
 
     def __str__(self) -> str:
         return self.id
 
+
+LANGUAGE = {"language": lambda rows: [("en", "de", None, "sw")[i % 4] for i in range(rows)]}
 
 KINDS: list[Case] = [
     Case("lora", lambda: mb.LoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
@@ -96,6 +99,33 @@ KINDS: list[Case] = [
     ),
     Case("ia3", lambda: mb.IA3(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
     Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),
+    Case("bitfit", lambda: mb.BitFit(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
+    Case("sparse", lambda: mb.SparseDelta(density=0.2, seed=3), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("feed-forward", lambda: mb.FeedForward(5), LINEAR + NORM + BLOCK),
+    Case("feed-forward-gated", lambda: mb.FeedForward(5, "silu", gated=True, bias=False), LINEAR + BLOCK),
+    Case("full", lambda: mb.Full(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
+    Case("head", lambda: mb.Head(("no", "yes", "maybe")), LINEAR + BLOCK),
+    Case(
+        "hyper-lora",
+        lambda: mb.Hyper(mb.LoRA(2), "language", ("en", "de", "sw"), size=4),
+        LINEAR + CONVOLUTION + EMBEDDING,
+        labels=LANGUAGE,
+        generated=True,
+    ),
+    Case(
+        "hyper-bottleneck",
+        lambda: mb.Hyper(mb.Bottleneck(3, norm=True), "language", ("en", "de", "sw"), size=4, hidden=6),
+        LINEAR + CONVOLUTION + BLOCK,
+        labels=LANGUAGE,
+        generated=True,
+    ),
+    Case(
+        "hyper-ia3-input",
+        lambda: mb.Hyper(mb.IA3("input"), "language", ("en", "de", "sw"), size=4),
+        LINEAR,
+        labels=LANGUAGE,
+        generated=True,
+    ),
 ]
 
 
@@ -136,4 +166,4 @@ def function(module: nn.Module, x: Tensor) -> Function:
 
 def context(case: Case | None = None, rows: int = 1) -> Context:
     """A context with the labels that a row needs, one an example."""
-    return Context(labels={} if case is None else {k: v(rows) if callable(v) else v for k, v in case.labels.items()})
+    return Context(labels={} if case is None else {keyword: make(rows) for keyword, make in case.labels.items()})

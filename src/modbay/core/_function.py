@@ -1,8 +1,9 @@
 """f: a site's own function, with everything bound but x."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CompositionError, SiteError
@@ -31,8 +32,8 @@ class Function:
     def __call__(self, x: Tensor) -> Tensor:
         return self._first(self.run(*self._args(x), **self._kwargs(x)))
 
-    def under(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        """f(x) with these parameters in the place of the module's own, by name; for a group, (g, …) and x (g, m, …)."""
+    def under(self, params: Mapping[str, Tensor], x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """f(x) with these parameters in the place of the module's own, by name. `rows`: which of the call's x has."""
         if self.module is None:
             raise CompositionError("f has no module of its own here, so that it has no parameters to be exchanged.")
         module, run = self.module, self.run
@@ -43,10 +44,38 @@ class Function:
                 owner = module.get_submodule(owners[name][0])
                 saved[name] = owner._parameters[owners[name][2]]
                 owner._parameters[owners[name][2]] = tensor  # type: ignore[assignment]
-            return self._first(run(*self._args(x), **self._kwargs(x)))
+            return self._first(run(*self._args(x), **self._kwargs(x))) if rows is None else self._part(x, rows)
         finally:
             for name, tensor in saved.items():
                 module.get_submodule(owners[name][0])._parameters[owners[name][2]] = tensor
+
+    def _part(self, x: Tensor, rows: Tensor) -> Tensor:
+        """f(x) for some rows of the call; raises SiteError where what f returns could not be put together again."""
+        kwargs = {key: self._pick(argument, rows) for key, argument in self._kwargs(x).items() if key != self.key}
+        kwargs |= {} if isinstance(self.key, int) else {self.key: x}
+        args = [x if i == self.key else self._pick(argument, rows) for i, argument in enumerate(self._args(x))]
+        out = self.run(*args, **kwargs)
+        several = [] if isinstance(out, Tensor) else [v for v in getattr(out, "values", lambda: out)() if v is not None]
+        if len(several) > 1:
+            raise SiteError(
+                f"{type(self.module).__name__} returns {len(several)} values, which can't be put together from the "
+                f"parts of a mixed batch. Attach at a part that returns one tensor, or use one module for all rows."
+            )
+        return self._first(out)
+
+    def _pick(self, argument: Any, rows: Tensor) -> Any:
+        """These rows of another argument of the call: a mask, rotary positions."""
+        if isinstance(argument, Tensor):
+            return argument[rows] if argument.ndim and len(argument) == len(self.x) else argument
+        if isinstance(argument, (tuple, list)):
+            items = [self._pick(item, rows) for item in argument]
+            return items if isinstance(argument, list) else tuple(items)
+        if argument is None or isinstance(argument, (bool, int, float, str, torch.dtype, torch.device)):
+            return argument
+        raise SiteError(
+            f"{type(self.module).__name__} is called with {type(argument).__name__}, which can't be divided among the "
+            f"modules of a mixed batch. Pass use_cache=False, attach at a part of it, or use one module for the batch."
+        )
 
     def _args(self, x: Tensor) -> tuple:
         if self.key == 0 and len(self.args) == 1:

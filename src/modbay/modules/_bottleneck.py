@@ -75,8 +75,8 @@ class Bottleneck(FunctionComposition):
         stride = getattr(site.module, "stride", ())
         if self.placement == "parallel" and site.form == "convolution" and any(step != 1 for step in stride):
             raise CompositionError(
-                f'Bottleneck(placement="parallel") at site {site.name!r}: its convolution has stride {stride}, so that x '
-                f"and y differ in size. Use 'serial'."
+                f'Bottleneck(placement="parallel") at site {site.name!r}: its convolution has stride {stride}, so that '
+                f"x and y differ in size. Use 'serial'."
             )
         size = self.size or max(1, int(outputs / (self.reduction or 16)))
         down, up = drawn(site, size, inputs), site.zeros(outputs, size)

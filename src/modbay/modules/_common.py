@@ -45,3 +45,12 @@ def drawn(site: Site, outputs: int, inputs: int) -> Tensor:
 def drawn_bias(site: Site, outputs: int, inputs: int) -> Tensor:
     """Its bias (outputs,), drawn from the same range."""
     return nn.init.uniform_(site.empty(outputs), -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
+
+
+def features_last(site: Site, kind: str) -> None:
+    """Raise CompositionError if the site's x has no features on its last axis."""
+    if site.axis != -1 or site.form == "embedding":
+        raise CompositionError(
+            f"{kind} at site {site.name!r} ({type(site.module).__name__}): its input has no features on the last axis. "
+            f"Attach at a Linear, a norm or a block."
+        )

@@ -1,0 +1,89 @@
+"""Sparse fine-tuning: a few entries of a weight learn.
+
+Ansell, Ponti, Korhonen and Vulić, "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", 2022 (arXiv 2110.07560);
+a fixed mask of random entries: Xu, Luo, Zhang, Tan, Chang, Huang and Huang, 2021 (arXiv 2109.05687).
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..abstract import ParameterComposition, Site
+from ..deltas import Sparse
+from ..errors import CompositionError, listed
+from ..types import Params
+
+
+@dataclass(frozen=True)
+class SparseDelta(ParameterComposition):
+    """W + ΔW, where ΔW is zero but at flat indices (k,), which stay; its values there (k,) learn, from zero.
+
+        mb.SparseDelta(density=0.01)                          # random entries
+        mb.SparseDelta(mask={"encoder.0.query": mask})        # your own, as LT-SFT's second phase has them
+
+    density: the share of entries. seed: which ones; the same for all modules of one seed, so that they can be averaged.
+    mask: by site, True where the weight may change, shaped like it; or flat indices. It is no part of the config, since
+    the indices are stored with the values; density is None then. Finding one (LT-SFT's first phase) is training's.
+    At a Linear, Conv1D, Conv or Embedding; raises CompositionError elsewhere, or for a mask that does not fit.
+    """
+
+    batched: ClassVar[bool] = True
+    density: float | None = 0.01
+    seed: int = 0
+    mask: InitVar[Mapping[str, Tensor] | None] = None
+
+    def __post_init__(self, mask: Mapping[str, Tensor] | None):
+        object.__setattr__(self, "given", mask)
+        if mask is not None:
+            object.__setattr__(self, "density", None)
+        elif self.density is not None and not 0 < self.density <= 1:
+            raise CompositionError(
+                f"SparseDelta(density={self.density!r}): a share of the entries, above 0 and at most 1."
+            )
+
+    def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
+        made = {}
+        for site in sites:
+            if site.form not in ("linear", "transposed", "convolution", "embedding"):
+                raise CompositionError(
+                    f"SparseDelta at site {site.name!r} ({type(site.module).__name__}): there is no weight to update. "
+                    f"Attach at the Linear, Conv1D, Conv or Embedding inside it."
+                )
+            indices = self._chosen(site).to(site.device)
+            made[site.name] = {"indices": indices, "values": site.zeros(len(indices))}
+        return made
+
+    def _chosen(self, site: Site) -> Tensor:
+        mask: Mapping[str, Tensor] | None = self.given  # type: ignore[attr-defined]
+        if mask is not None:
+            return self._masked(site, mask)
+        if self.density is None:
+            raise CompositionError(
+                "SparseDelta(density=None): a module with a mask of its own can't be made anew without it; pass mask=…."
+            )
+        n = site.weight.numel()  # random entries, by the seed and the site's name alone
+        generator = torch.Generator().manual_seed(self.seed + zlib.crc32(site.name.encode()))
+        return torch.randperm(n, generator=generator)[: max(1, round(self.density * n))].sort().values
+
+    def _masked(self, site: Site, mask: Mapping[str, Tensor]) -> Tensor:
+        if site.name not in mask:
+            raise CompositionError(
+                f"SparseDelta(mask=…): there is no mask for site {site.name!r}; there are {listed(mask)}."
+            )
+        given, shape = mask[site.name], site.weight.shape
+        if given.dtype == torch.bool and given.shape == shape:
+            return given.flatten().nonzero().squeeze(1)
+        distinct = given.dtype == torch.int64 and given.ndim == 1 and len(given.unique()) == len(given)
+        if distinct and bool(((given >= 0) & (given < shape.numel())).all()):
+            return given.sort().values
+        raise CompositionError(
+            f"SparseDelta(mask=…) for site {site.name!r}: {given.dtype} of shape {tuple(given.shape)} is neither a "
+            f"boolean mask of shape {tuple(shape)} nor distinct flat int64 indices below {shape.numel()}."
+        )
+
+    def delta(self, params: Params, site: Site) -> Sparse:
+        return Sparse(params["indices"], params["values"])
