@@ -123,6 +123,7 @@ class Kind(ABC):
     enters: ClassVar[bool] = False  # its delta acts on x before f, which must be affine
     neutral: ClassVar[bool] = True  # claims to change nothing when it is new
     constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
+    keywords: ClassVar[tuple[str, ...]] = ()  # the labels of a call that it reads
 
     @abstractmethod
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
@@ -303,6 +304,10 @@ class Aggregator(nn.Module, ABC):
             f"Use WeightedSum or Concatenate for input compositions."
         )
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make an equal aggregator, for files; each is kept as an attribute of its own name."""
+        return _arguments(self)
+
     @abstractmethod
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         """The output. `modules` runs them, grouped; `modules.route(x, c)` asks the router again."""
@@ -315,7 +320,7 @@ def _arguments(part: nn.Module) -> dict[str, Any]:
     lost = [name for name in names if not hasattr(part, name)]
     if lost:
         raise CompositionError(
-            f"{type(part).__name__} does not keep its arguments {lost} as attributes of these names, so that it can't be "
-            f"saved: keep them, or define arguments()."
+            f"{type(part).__name__} does not keep its arguments {lost} as attributes of these names, so that it can't "
+            f"be saved: keep them, or define arguments()."
         )
     return {name: getattr(part, name) for name in names}

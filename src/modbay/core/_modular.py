@@ -51,7 +51,7 @@ class Inventory:
     kinds: list[Any] = field(default_factory=list)
     numbers: dict[Any, int] = field(default_factory=dict)
 
-    def number(self, kind: Kind) -> int:
+    def number(self, kind: Any) -> int:
         """The same small number for equal kinds."""
         try:
             return self.numbers.setdefault(kind, len(self.numbers))
@@ -98,6 +98,7 @@ class Modular(nn.Module):
         self.parts = nn.Module()
         self.order: list[Part | None] = []
         self.numbers: list[int] = []
+        self.shapes: dict[int, Any] = {}
         self.router, self.aggregator = router, aggregator
         for name, kind in (modules or {}).items():
             self.inventory.check(name)
@@ -128,7 +129,12 @@ class Modular(nn.Module):
             part = Part(kind, parameters(kind, kind.init([self.site]))[self.site.name] if params is None else params)
         self.parts._modules[name] = part  # not add_module: a name such as "type" or "half" is a name, too
         self.order.append(part)
-        self.numbers.append(self.inventory.number(kind))
+        self.numbers.append(self._number(kind, part))
+
+    def _number(self, kind: Kind, part: Part) -> int:
+        """The number of a kind here: another one for tensors of other shapes (masks of several sizes), which can't stack."""
+        number, shapes = self.inventory.number(kind), tuple(tensor.shape for tensor in part.tensors().values())
+        return number if self.shapes.setdefault(number, shapes) == shapes else self.inventory.number((number, shapes))
 
     def unplug(self, index: int, name: str) -> None:
         """Take a module's part away."""
@@ -138,16 +144,18 @@ class Modular(nn.Module):
     def modules_at(self, router: Any = None) -> Modules:
         return Modules(self.order, self.numbers, self.site, self.inventory.names, router or self.router)
 
-    def forward(self, x: Tensor, **labels: Labels) -> Tensor:
+    def forward(
+        self, x: Tensor, *, routing: Routing | None = None, context: Context | None = None, **labels: Labels
+    ) -> Tensor:
+        """The output for x; by a routing that was made elsewhere if one is given, in a context that is kept if it is."""
         f = (
             Function(self.f, (x,), {}, self.f if isinstance(self.f, nn.Module) else None)
             if self.f is not None
             else None
         )
-        c = Context(labels=labels)
-        y = self.run(f, x, c)
-        self.losses = c.losses
-        return y
+        c = Context() if context is None else context
+        c.labels = {**c.labels, **labels}
+        return self.run(f, x, c, routing)
 
     def run(self, f: Function | None, x: Tensor, c: Context, routing: Routing | None = None, aggregator=None) -> Tensor:
         """The equation in a context that is given; with a routing that was made elsewhere, or the router's own."""

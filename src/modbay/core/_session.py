@@ -33,13 +33,16 @@ class BayState:
     inventory: Inventory
     router: Router | None = None  # shared by all sites; None if each has its own
     aggregator: Aggregator | None = None  # likewise
-    keywords: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()  # the labels that the router reads
+    read: tuple[str, ...] = ()  # those that modules read
     seats: dict[str, nn.Module] = field(default_factory=dict)
     chosen: Routing | Mapping[str, Labels] | None = None  # what `use` set
     enabled: bool = True
     sometimes: bool = False
     add_losses: bool = True
     watchers: list[Any] = field(default_factory=list)  # called with (bay, context, routing) at each call
+    folded: Any = None  # what `fold` needs to undo itself, while the base's weights hold the modules
+    foreign: dict[str, str] = field(default_factory=dict)  # modules loaded onto another base than theirs: its digest
 
 
 class Session:
@@ -71,8 +74,8 @@ class Session:
 
     @property
     def keywords(self) -> dict[str, str]:
-        """The bay that reads it, by label keyword."""
-        return {keyword: bay.name for bay in self.bays.values() for keyword in bay.keywords}
+        """A bay that reads it, by label keyword."""
+        return {keyword: bay.name for bay in self.bays.values() for keyword in (*bay.keywords, *bay.read)}
 
     def now(self) -> Context:
         """The context of this site's call."""

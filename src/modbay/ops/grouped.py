@@ -2,10 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Float[Tensor, "*rows i"], weight: Float[Tensor, "*g o i"], bias: Float[Tensor, "*g o"] | None = None
+) -> Float[Tensor, "*rows o"]:
     """y = x Wᵀ + b for one module, W (o, i) and x (…, i), or for g of them, W (g, o, i) and x (g, …, i)."""
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
@@ -20,7 +23,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return torch.stack([F.linear(*group) for group in zip(x, weight, biases, strict=True)])
 
 
-def align(vector: Tensor, x: Tensor, axis: int = -1) -> Tensor:
+def align(vector: Float[Tensor, "*g d"], x: Tensor, axis: int = -1) -> Float[Tensor, "..."]:
     """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` (−1, −3 …) of x."""
     group = vector.shape[:-1]
     after = -1 - axis

@@ -1,17 +1,22 @@
 """Low-rank updates: one, a group, and a weighted sum of many, none of them materialised."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .grouped import linear
 
 
-def lowrank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def lowrank(
+    x: Float[Tensor, "*rows i"], a: Float[Tensor, "*g r i"], b: Float[Tensor, "*g o r"]
+) -> Float[Tensor, "*rows o"]:
     """B A x for A (r, i), B (o, r), x (…, i); or for a group, A (g, r, i), B (g, o, r), x (g, …, i)."""
     return linear(linear(x, a), b)
 
 
-def lowrank_mixture(x: Tensor, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+def lowrank_mixture(
+    x: Float[Tensor, "*rows i"], a: Float[Tensor, "s r i"], b: Float[Tensor, "s o r"], weights: Float[Tensor, "*routed s"]
+) -> Float[Tensor, "*rows o"]:
     """Σ_s w_s B_s A_s x, exactly, as one product of rank S·r.
 
     A (S, r, i), B (S, o, r), x (…, i); the weights are (S,) for all rows or lead with axes of x: (b, S), (b, t, S).

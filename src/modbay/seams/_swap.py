@@ -77,6 +77,9 @@ def swapped(base: type, labels: tuple[str, ...] | None) -> type:
 
             generate.__signature__ = _with_labels(inspect.signature(base.generate), labels)  # type: ignore[attr-defined]
             members["generate"] = generate
+        if issubclass(base, nn.Sequential):  # it runs all its children in turn, and ours is none of them
+            members["__iter__"] = lambda self: iter([m for name, m in self._modules.items() if name != "_bay"])
+            members["__len__"] = lambda self: len(self._modules) - ("_bay" in self._modules)
         _classes[base, labels] = type(base.__name__, (Swapped, base), members)
     return _classes[base, labels]
 
