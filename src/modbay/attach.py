@@ -3,17 +3,19 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import library
 from .abstract import Aggregator, Kind, Router, Routing
 from .aggregation import WeightedSum
 from .core import BayState, Inventory, Modular, Session
 from .errors import BayError, CompositionError, LabelError, listed
 from .routing import ByLabel
-from .seams import Fitting, Pairs, Seat, Spec, pairs_of, places, union, unswap
+from .seams import Fitting, Pairs, Place, Seat, Spec, pairs_of, places, union, unswap
 from .types import Labels
 
 
@@ -52,15 +54,45 @@ def attach(
     everywhere = list(union(said, *[[place for place, _ in pairs] for pairs in kinds.values()]).values())
     if not everywhere:
         raise BayError("attach: neither at=… nor a module says a place.")
+    return _open(fitting, everywhere, kinds, freeze)
+
+
+def _open(fitting: Fitting, everywhere: Sequence[Place], kinds: Mapping[str, Pairs], freeze: bool, known=None) -> "Bay":
+    """The bay put into the model; on an error the model is left as it was."""
     bay = Bay(fitting)
     try:
-        fitting.open(bay, everywhere, kinds)
+        fitting.open(bay, everywhere, kinds, known)
     except BaseException:
         fitting.close(everywhere)
         raise
     if freeze:
         fitting.freeze_base()
     return bay
+
+
+def load(
+    model: nn.Module, folder: str | Path, *, base: str = "same", allow_nan: bool = False, freeze: bool = True
+) -> "dict[str, Bay]":
+    """Attach the bays that a folder holds (`bay.save`), with their routers and aggregators; returns them by name.
+
+    base: "any" loads onto another base than the modules were made on. allow_nan: values may be NaN or infinite.
+    freeze: as for `attach`. All is checked before the model changes; raises FileError, or BaseMismatch with the names
+    of the tensors that differ, and leaves the model as it was.
+    """
+    session, out = _session(model), {}
+    try:
+        for plan in library.plans(model, session, folder, base, allow_nan):
+            options = [plan.file.record[key] for key in ("sometimes", "add_losses")]
+            state = _state(model, session, plan.file.name, plan.router, plan.aggregator, *options)
+            fitting = Fitting(model, session, state, plan.router, plan.aggregator, None)
+            with library.quiet(model):
+                out[state.name] = _open(fitting, list(plan.places.values()), plan.pairs, freeze, plan.known)
+            plan.finish(fitting)
+    except BaseException:
+        for bay in reversed(out.values()):
+            bay.fitting.close()
+        raise
+    return out
 
 
 def bays(model: nn.Module) -> "dict[str, Bay]":
@@ -318,6 +350,20 @@ class Bay:
     def in_state_dict(self, shown: bool = True) -> "Bay":
         """Show the modules in the model's state dict (for foreign checkpoints), or hide them, as at first."""
         self.session.shown = shown
+        return self
+
+    def save(self, folder: str | Path, *names: str) -> Path:
+        """Write FOLDER/<bay>/: the bay and all its modules, or only those named; the others are not touched."""
+        return library.save(folder, self.fitting, *names)
+
+    def load(
+        self, folder: str | Path, *names: str, add: bool = False, base: str = "same", allow_nan: bool = False
+    ) -> "Bay":
+        """Load in place what `save` wrote: all of it, or the modules named; optimisers keep their references.
+
+        add: modules that the bay lacks are added, and an optimiser must be given them. base, allow_nan: see `mb.load`.
+        """
+        library.load(self.fitting, folder, names, add, base, allow_nan)
         return self
 
     def detach(self) -> nn.Module:

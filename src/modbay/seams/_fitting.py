@@ -1,5 +1,6 @@
 """Fitting a bay into a model, and taking it out again: seats, seams, parts, and what routers are told of them."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 
 from ..abstract import InputComposition, Kind, Site
 from ..core import BayState, Modular, Network, Session, describe, parameters
-from ..errors import BayError, CompositionError
+from ..errors import BayError, CompositionError, LabelError
+from ..types import Params
 from ._match import Place, places
 from ._seams import seam_for
 from ._seat import Seat
@@ -31,7 +33,13 @@ class Fitting:
         self.base_flags: dict[str, bool] = {}  # requires_grad of the base's parameters, before they were frozen
         self.guarded = any(isinstance(module, FAST) for module in model.modules())
 
-    def open(self, handle: Any, everywhere: Sequence[Place], kinds: Mapping[str, Pairs]) -> None:
+    def open(
+        self,
+        handle: Any,
+        everywhere: Sequence[Place],
+        kinds: Mapping[str, Pairs],
+        known: Mapping[str, Mapping[str, Params]] | None = None,
+    ) -> None:
         """Seat the bay at every place and plug its modules in; raises before the model is changed where it can."""
         session, state = self.session, self.state
         here: dict[str, list[Kind]] = {place.site.name: [] for place in everywhere}
@@ -46,7 +54,7 @@ class Fitting:
         session.bays[state.name], session.handles[state.name] = state, handle
         swap(self.model, sorted(session.keywords))
         for name, pairs in kinds.items():
-            self.plug(name, pairs)
+            self.plug(name, pairs, None if known is None else known[name])
         self.rebuild()
         shared = nn.Module()
         parts = {"router": state.router, "aggregator": state.aggregator}
@@ -60,12 +68,12 @@ class Fitting:
     def _place(self, place: Place, kinds: Sequence[Kind]) -> None:
         """A modular in the target's seat, with the seam that its kinds ask for."""
         name, seat = place.site.name, self._seat(place.target)
-        seam = seam_for(self.model, place, kinds, seat)
         aggregator = self.make_aggregator() if self.make_aggregator else None
         router = self.make_router() if self.make_router else None
         for kind in kinds:
             (aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
         modular = Modular(site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router)
+        seam = seam_for(self.model, place, kinds, seat)  # the last that can raise: a seam may change the model
         seat.put(self.state.name, modular, seam)
         self.modulars[name], self.places[name], self.state.seats[name] = modular, place, seat
 
@@ -80,15 +88,16 @@ class Fitting:
                 target.register_forward_pre_hook(_no_fast_path)
         return seat
 
-    def plug(self, name: str, pairs: Pairs) -> None:
-        """Make a module's parameters, at all its sites together, and plug them in."""
+    def plug(self, name: str, pairs: Pairs, known: Mapping[str, Params] | None = None) -> None:
+        """Make a module's parameters, at all its sites together, and plug them in. `known`: what will be filled in."""
+        self._read([kind for _, kind in pairs])
         by_kind: dict[int, tuple[Kind, list[Site]]] = {}
         for place, kind in pairs:
             by_kind.setdefault(id(kind), (kind, []))[1].append(self.modulars[place.site.name].site)
         made: dict[str, dict[str, Tensor]] = {}
         for kind, sites in by_kind.values():
             if isinstance(kind, Kind) and not isinstance(kind, Network):
-                made |= parameters(kind, kind.init(sites))
+                made |= parameters(kind, kind.init(sites) if known is None else kind.restore(sites, known))
         kinds = {place.site.name: kind for place, kind in pairs}
         self.state.inventory.names.append(name)
         for site, modular in self.modulars.items():
@@ -96,6 +105,15 @@ class Fitting:
             part = modular.order[-1]
             if part is not None:
                 part.train(modular.training)
+
+    def _read(self, kinds: Sequence[Kind]) -> None:
+        """Let the labels that these kinds read through the door; raises LabelError for one that the call owns."""
+        wanted = {keyword: None for kind in kinds if isinstance(kind, Kind) for keyword in kind.keywords}
+        new = [keyword for keyword in wanted if keyword not in (*self.state.keywords, *self.state.read)]
+        if new:
+            free(self.model, new)
+            self.state.read += tuple(new)
+            swap(self.model, sorted(self.session.keywords))
 
     def unplug(self, name: str) -> None:
         """Take a module out at all sites."""
@@ -108,10 +126,8 @@ class Fitting:
         """Tell routers and aggregators which modules there are."""
         names, first = self.state.inventory.names, next(iter(self.modulars.values())).site
         if self.state.router is not None:
-            embed = getattr(self.model, "get_input_embeddings", lambda: None)()
-            width = getattr(embed, "embedding_dim", None)  # a shared router reads the call's embedded input
             self.state.router.sites = tuple(self.modulars)
-            self.state.router.build(names, describe("", self.model, width) if width else first)
+            self.state.router.build(names, self.seen())
         if self.state.aggregator is not None:
             self.state.aggregator.build(first)
         for modular in self.modulars.values() if self.make_router or self.make_aggregator else ():
@@ -119,6 +135,12 @@ class Fitting:
                 modular.router.build(names, modular.site)
             if modular.aggregator is not None:
                 modular.aggregator.build(modular.site)
+
+    def seen(self) -> Site:
+        """The site that a shared router reads: the call's embedded input, or the first site where there is none."""
+        embed = getattr(self.model, "get_input_embeddings", lambda: None)()
+        width = getattr(embed, "embedding_dim", None)
+        return describe("", self.model, width) if width else next(iter(self.modulars.values())).site
 
     def freeze_base(self) -> None:
         """Stop the base's gradients; what they were is remembered for `close`."""
@@ -179,6 +201,18 @@ def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec) -> Pairs:
             )
         seen[place.site.name] = kind  # type: ignore[assignment]
     return pairs  # type: ignore[return-value]
+
+
+def free(model: nn.Module, keywords: Sequence[str]) -> None:
+    """Raise LabelError if the model's call has an argument named as one of these labels."""
+    base = type(model).__dict__.get("_base", type(model))
+    own = inspect.signature(base.forward).parameters
+    for keyword in keywords:
+        if keyword in own:
+            raise LabelError(
+                f"label {keyword!r}: {base.__name__}.forward has an argument of that name. Choose another name for the "
+                f"label."
+            )
 
 
 def _maker(part: Any) -> Callable | None:

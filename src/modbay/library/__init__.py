@@ -1,0 +1,8 @@
+"""Modules as files: the format, the fingerprint of the base, reading and writing."""
+
+from ._fingerprint import fingerprint as fingerprint
+from ._load import Plan as Plan
+from ._load import load as load
+from ._load import plans as plans
+from ._load import quiet as quiet
+from ._write import save as save

@@ -1,0 +1,134 @@
+"""Files on disk: written whole or not at all, read only as safetensors and JSON, and never outside their folder."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import FileError
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's archive, and bare pickles
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """folder/name/…; raises FileError for a name that is no plain file name, or a link that leads out of the folder."""
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\:\0"):
+            raise FileError(
+                f"{folder}: {name!r} can't be the name of a file there: it must have no '/', '\\', ':' or '..'."
+            )
+    path = folder.joinpath(*names)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise FileError(f"{path} is a link out of {folder}, to {path.resolve()}: copy the file itself into the folder.")
+    return path
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the file, and put it in its place when it is safely on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name, too, must outlive a crash
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    _replace(path, lambda temporary: temporary.write_bytes(text.encode()))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file; returns its SHA-256."""
+    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt", "by": "modbay"}))
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises FileError if there is none."""
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileError(f"{path} is missing. {_found(path.parent)}") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not JSON ({error}): cut short, or edited by hand. Copy it again.") from error
+    if not isinstance(record, dict):
+        raise FileError(f"{path} holds a {type(record).__name__}, not an object.")
+    return record
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the host; raises FileError for anything else, a pickle in particular."""
+    if not path.is_file():
+        raise FileError(f"{path} is missing. {_found(path.parent)}")
+    refuse_pickle(path)
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, ValueError, OSError) as error:
+        size = path.stat().st_size
+        wanted = _declared(path)
+        why = (
+            f"{size:,} bytes of {wanted:,}: it is truncated" if wanted and size < wanted else f"{size:,} bytes, {error}"
+        )
+        raise FileError(f"{path} is not a sound safetensors file ({why}). Copy it or save it again.") from error
+
+
+def _declared(path: Path) -> int | None:
+    """How long a safetensors file must be, as its header says; None if that can't be read either."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, 1 << 27))
+    try:
+        ends = [said["data_offsets"][1] for key, said in json.loads(header).items() if key != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return 8 + length
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise FileError if the file is a pickle, by its name or by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if path.suffix in PICKLES or start.startswith(MAGIC):
+        raise FileError(_pickle(path))
+
+
+def _pickle(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which runs whatever code it holds when it is loaded: modbay reads safetensors and JSON "
+        f"only. If you trust it, read it yourself by torch.load(path, weights_only=True), copy its tensors into a module "
+        f"of the same kind, and keep that by bay.save(FOLDER)."
+    )
+
+
+def _found(folder: Path) -> str:
+    """What lies in the folder instead of the file that is missing; raises FileError if that is a pickle."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        if name.endswith(PICKLES):
+            raise FileError(_pickle(folder / name))
+    return f"There {'are ' + ', '.join(names[:8]) if names else 'is nothing'} in {folder}."

@@ -1,0 +1,258 @@
+"""Loading: from what was read to the parameters of a bay, new or already there. All is checked, then all is copied."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import Site
+from ..core import Session
+from ..errors import BaseMismatch, BayError, FileError, listed
+from ..seams import Fitting, Pairs, Place
+from ._files import inside
+from ._fingerprint import compare
+from ._format import describe
+from ._places import find_places, site_record
+from ._read import BayFile, ModuleFile, find_bays, fits, read_bay, read_module, whole
+from ._write import bay_tensors, described, module_tensors, unfolded
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A bay that was read and fits the model: what `attach` needs to make it, and `finish` to fill it."""
+
+    file: BayFile
+    router: Any
+    aggregator: Any
+    places: Mapping[str, Place]
+    pairs: Mapping[str, Pairs]
+    foreign: Mapping[str, str]
+
+    @property
+    def known(self) -> dict[str, Any]:
+        return {name: file.known for name, file in self.file.modules.items()}
+
+    def finish(self, fitting: Fitting) -> None:
+        """Fill the bay that was just attached; raises FileError if it is not the one that was saved."""
+        sources = {file.name: _module(fitting, file) for file in self.file.modules.values()}
+        state = _state(fitting, self.file)
+        for name, tensors in sources.items():
+            _copy(module_tensors(fitting, name), tensors, True)
+        _copy(bay_tensors(fitting), state, True)
+        for file in self.file.modules.values():
+            _mark(fitting, file, self.foreign, True)
+
+
+def plans(model: nn.Module, session: Session, folder: str | Path, base: str, allow_nan: bool) -> list[Plan]:
+    """The bays of a folder, each read and checked against the model, which stays as it is."""
+    unfolded(session, "load")
+    out = []
+    for file in find_bays(folder, allow_nan):
+        foreign = _foreign(model, file.record["base"], file.modules.values(), base)
+        places = find_places(model, file.sites, file.path)
+        kinds = {name: module.kinds() for name, module in file.modules.items()}
+        pairs = {name: [(places[site], kind) for site, kind in at.items()] for name, at in kinds.items()}
+        out.append(Plan(file, file.part("router"), file.part("aggregator"), places, pairs, foreign))
+    return out
+
+
+def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, base: str, allow_nan: bool) -> None:
+    """Load modules into a bay, in place, so that optimisers keep their references.
+
+    Without names: all that the file lists, and the routers and aggregators. Modules that the bay lacks are added only if
+    `add`. Raises FileError, BaseMismatch or BayError, and then nothing has changed.
+    """
+    unfolded(fitting.session, "load")
+    bay, modules = _read(fitting, folder, names, allow_nan)
+    own = fitting.state.inventory.names
+    new = [file for file in modules if file.name not in own]
+    if new and not add:
+        raise BayError(
+            f"load: bay {fitting.state.name!r} has no modules {listed(file.name for file in new)}; its own are "
+            f"{listed(own)}. add=True adds them; load(FOLDER, NAME) loads only those named."
+        )
+    foreign = _foreign(fitting.model, bay and bay.record["base"], modules, base)
+    for file in modules:
+        _same_sites(fitting, file)
+        if file not in new:
+            _same_kinds(fitting, file)
+    if names:
+        bay = None
+    if bay is not None:
+        _same_parts(fitting, bay)
+    before = list(own)
+    try:
+        with quiet(fitting.model):
+            for file in new:
+                pairs = [(fitting.places[site], kind) for site, kind in file.kinds().items()]
+                fitting.plug(file.name, pairs, file.known)
+        sources = {file.name: _module(fitting, file) for file in modules}
+        state = {} if bay is None else _state(fitting, bay)
+    except BaseException:
+        for name in [name for name in own if name not in before]:
+            fitting.unplug(name)
+        raise
+    if new:
+        fitting.rebuild()
+    for name, tensors in sources.items():
+        _copy(module_tensors(fitting, name), tensors, name not in before)
+    _copy(bay_tensors(fitting), state)
+    for file in modules:
+        _mark(fitting, file, foreign, file in new)
+
+
+def _read(
+    fitting: Fitting, folder: str | Path, names: Sequence[str], allow_nan: bool
+) -> tuple[BayFile | None, list[ModuleFile]]:
+    """(the bay's file, if there is one; the modules that are wanted)."""
+    path = inside(Path(folder), fitting.state.name)
+    if not path.is_dir():
+        bays = [file.name for file in find_bays(folder, allow_nan)]
+        raise FileError(f"{folder} has no bay {fitting.state.name!r}; there are {listed(bays)}.")
+    wanted = list(names) or None
+    bay = (
+        read_bay(path.parent, path.name, allow_nan, wanted) if wanted is None or (path / "bay.json").exists() else None
+    )
+    if bay is None:
+        return None, [read_module(path, name, allow_nan) for name in names]
+    return bay, list(bay.modules.values())
+
+
+def _foreign(
+    model: nn.Module, whole_base: Mapping[str, Any] | None, modules: Iterable[ModuleFile], base: str
+) -> dict[str, str]:
+    """The modules that were made on another base, each with its digest; raises BaseMismatch unless base="any"."""
+    if base not in ("same", "any"):
+        raise BaseMismatch(
+            f'base={base!r}: "same" compares the base with that of the files; "any" loads onto any base.'
+        )
+    out, known = {}, {}
+    for file in modules:
+        theirs = file.record["base"]
+        digest = theirs["digest"]
+        if digest not in known:
+            full = whole_base if whole_base is not None and whole_base["digest"] == digest else theirs
+            try:
+                compare(full, model, f"module {file.name!r} in {file.path}")
+                known[digest] = False
+            except BaseMismatch:
+                if base != "any":
+                    raise
+                known[digest] = True
+        if known[digest]:
+            out[file.name] = digest
+        elif file.record.get("made_on"):
+            out[file.name] = file.record["made_on"]
+    return out
+
+
+def _same_sites(fitting: Fitting, file: ModuleFile) -> None:
+    """Raise FileError if the module sits at sites that the bay does not have, or that are others there."""
+    here = {site: site_record(place) for site, place in fitting.places.items() if site in file.sites}
+    there = {site: {k: v for k, v in said.items() if k != "kind"} for site, said in file.sites.items()}
+    wrong = [site for site, said in there.items() if here.get(site) != said]
+    if wrong:
+        said = here.get(wrong[0], "no site of this bay")
+        raise FileError(
+            f"{file.path}: {len(wrong)} sites are not those of bay {fitting.state.name!r}: {wrong[0]!r} is {there[wrong[0]]} "
+            f"in the file, and here {said}. Attach the bay where it was saved, or let mb.load(model, FOLDER) attach it."
+        )
+
+
+def _same_kinds(fitting: Fitting, file: ModuleFile) -> None:
+    """Raise FileError unless the module has the same kind at the same sites here and there."""
+    for site, modular in fitting.modulars.items():
+        part, said = modular.parts._modules.get(file.name), file.sites.get(site)
+        here = None if part is None else describe(part.kind, site)  # type: ignore[arg-type]
+        there = None if said is None else file.record["kinds"][said["kind"]]
+        if _what(here) != _what(there):
+            raise FileError(
+                f"{file.path}: module {file.name!r} is {_what(there) or 'nothing'} at {site!r} in the file, and "
+                f"{_what(here) or 'nothing'} here. Remove it from the bay and load with add=True, or choose another file."
+            )
+
+
+def _same_parts(fitting: Fitting, bay: BayFile) -> None:
+    """Raise FileError unless router and aggregator are those of the file."""
+    for role in ("router", "aggregator"):
+        here, there = described(fitting, role), bay.record[role]
+        if (_what(here), here["per_site"]) != (_what(there), there.get("per_site")):
+            raise FileError(
+                f"{bay.path}/bay.json: the {role} is {_what(there)} (one a site: {there.get('per_site')}) in the file, and "
+                f"{_what(here)} ({here['per_site']}) here. Name the modules to load them alone, or attach an equal one."
+            )
+
+
+def _what(said: Mapping[str, Any] | None) -> str:
+    """A kind, router or aggregator in words, without the file that defines it."""
+    if said is None:
+        return ""
+    return f"{said['class']}({', '.join(f'{key}={value!r}' for key, value in sorted(said['arguments'].items()))})"
+
+
+def _module(fitting: Fitting, file: ModuleFile) -> Mapping[str, Tensor]:
+    """A module's tensors, which fit those of the bay."""
+    targets, path = module_tensors(fitting, file.name), file.path / "module.safetensors"
+    fits(path, file.tensors, targets)
+    stored: dict[int, Tensor] = {}
+    for key, target in targets.items():
+        if stored.setdefault(id(target), file.tensors[key]) is not file.tensors[key]:
+            raise FileError(f"{path}: {key!r} is one tensor with another here, but the file has two. Save it again.")
+    whole(path, file.record)
+    return file.tensors
+
+
+def _state(fitting: Fitting, file: BayFile) -> Mapping[str, Tensor]:
+    """The tensors of routers and aggregators for the modules that the bay has now, in their order, by the names that
+    the file has them for."""
+    path, then, now = file.path / "bay.safetensors", file.record["names"], fitting.state.inventory.names
+    twins: dict[str, Any] = {}
+    routers: dict[str, tuple[Any, Site]] = {"router": (fitting.state.router, fitting.seen())}
+    routers |= {f"router/{site}": (m.router, m.site) for site, m in fitting.modulars.items()}
+    for prefix, (router, site) in routers.items():
+        if router is not None and list(router.names) != then:
+            twins[prefix] = (twin := copy.deepcopy(router), site)
+            twin.build(then, site)
+    wanted = dict(bay_tensors(fitting)) | {
+        f"{p}/{k}": v for p, (twin, _) in twins.items() for k, v in twin.state_dict().items()
+    }
+    fits(path, file.tensors, wanted)
+    if "sha256" in file.record:
+        whole(path, file.record)
+    sources = dict(file.tensors)
+    for prefix, (twin, site) in twins.items():
+        own = {f"{prefix}/{key}": value for key, value in twin.state_dict(keep_vars=True).items()}
+        _copy(own, sources)
+        twin.build(now, site)
+        sources |= {f"{prefix}/{key}": value for key, value in twin.state_dict().items()}
+    return sources
+
+
+def _copy(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], new: bool = False) -> None:
+    """Fill tensors in place. New ones take the file's dtype: a module may be kept in another one than its base."""
+    with torch.no_grad():
+        for key, target in targets.items():
+            if key in sources:
+                if new and target.dtype != sources[key].dtype:
+                    target.data = target.data.to(sources[key].dtype)
+                target.copy_(sources[key])
+
+
+def _mark(fitting: Fitting, file: ModuleFile, foreign: Mapping[str, str], new: bool) -> None:
+    """What the files say of a module beside its tensors: whether it is frozen, and on which base it was made."""
+    if new and file.record["frozen"]:
+        for tensor in module_tensors(fitting, file.name).values():
+            tensor.requires_grad_(False)
+    fitting.state.foreign.pop(file.name, None)
+    if file.name in foreign:
+        fitting.state.foreign[file.name] = foreign[file.name]
+
+
+def quiet(model: nn.Module) -> Any:
+    """Draw random numbers without moving the generators on: what is drawn is overwritten at once."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return torch.random.fork_rng(devices=sorted(i for i in devices if i is not None))

@@ -1,0 +1,179 @@
+"""Writing a bay: FOLDER/<bay>/bay.json and bay.safetensors, and FOLDER/<bay>/<module>/module.json and module.safetensors.
+
+Format 1. One folder a module, which stands alone: it can be sent, kept and deleted by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..abstract import Kind
+from ..core import Session
+from ..errors import BaseMismatch, BayError, FileError, listed
+from ..seams import Fitting
+from ._files import inside, read_json, write_json, write_tensors
+from ._fingerprint import fingerprint
+from ._format import FORMAT, describe, written_by
+from ._places import site_record
+
+
+def save(folder: str | Path, fitting: Fitting, *names: str) -> Path:
+    """Write the bay and its modules, or only those named, and return the bay's folder.
+
+    Modules that are not named are not touched, on disk or in the listing. Raises BayError for an unknown name or while
+    something is folded, BaseMismatch if the folder holds modules of another base, and FileError for what no file can hold.
+    """
+    state, own = fitting.state, fitting.state.inventory.names
+    unknown = [name for name in names if name not in own]
+    if unknown:
+        raise BayError(f"save({', '.join(map(repr, names))}): bay {state.name!r} has no modules {listed(unknown)}.")
+    unfolded(fitting.session, "save")
+    base = fingerprint(fitting.model)
+    path = inside(Path(folder), state.name)
+    before = read_json(inside(path, "bay.json")) if names and (path / "bay.json").exists() else None
+    if before is not None and before.get("base", {}).get("digest") != base["digest"]:
+        raise BaseMismatch(
+            f"{path} holds modules that were made on another base ({before.get('base', {}).get('digest')}) than this "
+            f"one ({base['digest']}): save {listed(names)} into a folder of their own."
+        )
+    chosen = [name for name in own if name in names] if names else own
+    records = [
+        (name, *_module(fitting, name, base)) for name in chosen
+    ]  # what can't be written raises before anything is
+    head = _bay(fitting, base, chosen)
+    for name, record, tensors in records:
+        _write(inside(path, name, "module.safetensors"), inside(path, name, "module.json"), record, tensors)
+    if before is None:
+        _write(inside(path, "bay.safetensors"), inside(path, "bay.json"), *head)
+    elif new := [name for name in chosen if name not in before["modules"]]:
+        write_json(inside(path, "bay.json"), {**before, "modules": [*before["modules"], *new]})
+    return path
+
+
+def unfolded(session: Session, verb: str) -> None:
+    """Raise BayError while a bay of the model is folded, for then its base is not the base."""
+    folded = [name for name, bay in session.bays.items() if bay.folded is not None]
+    if folded:
+        raise BayError(f"{verb}: bay {listed(folded)} is folded into the base's weights: unfold it first.")
+
+
+def _write(tensors_at: Path, record_at: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """The tensors, then what says which tensors: cut between the two, the digest tells."""
+    if tensors:
+        record = {**record, "sha256": write_tensors(tensors_at, tensors)}
+    write_json(record_at, record)
+    if not tensors:
+        tensors_at.unlink(missing_ok=True)  # of a router that had something to keep
+
+
+def _head(**what: str) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "modbay": written_by(), "created": now, **what}
+
+
+def _module(fitting: Fitting, name: str, base: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(module.json, the tensors) of one module."""
+    said: list[dict[str, Any]] = []
+    number: dict[int, int] = {}
+    sites = {}
+    for site, modular in fitting.modulars.items():
+        part = modular.parts._modules.get(name)
+        if part is None:
+            continue
+        kind: Kind = part.kind  # type: ignore[assignment]
+        if id(kind) not in number:
+            record = describe(kind, f"module {name!r} at {site!r}")
+            if record not in said:
+                said.append(record)
+            number[id(kind)] = said.index(record)
+        sites[site] = {"kind": number[id(kind)], **site_record(fitting.places[site])}
+    tensors, shared = once(module_tensors(fitting, name))
+    floats = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()})
+    learning = any(t.requires_grad for t in tensors.values())
+    record = {
+        **_head(bay=fitting.state.name, module=name),
+        "kinds": said,
+        "sites": sites,
+        "shared": shared,
+        "dtype": floats[0] if len(floats) == 1 else floats,
+        "frozen": not learning,
+        "base": {key: value for key, value in base.items() if key != "tensors"},
+    }
+    elsewhere = fitting.state.foreign.get(name)
+    return record | ({"made_on": elsewhere} if elsewhere else {}), tensors
+
+
+def _bay(fitting: Fitting, base: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(bay.json, the tensors of routers and aggregators) of the bay."""
+    state = fitting.state
+    tensors, shared = once(bay_tensors(fitting))
+    record = {
+        **_head(bay=state.name),
+        "position": list(fitting.session.bays).index(state.name),
+        "modules": list(names),
+        "names": list(state.inventory.names),  # what the router's columns stand for
+        "router": described(fitting, "router"),
+        "aggregator": described(fitting, "aggregator"),
+        "sometimes": state.sometimes,
+        "add_losses": state.add_losses,
+        "sites": {site: site_record(place) for site, place in fitting.places.items()},
+        "shared": shared,
+        "base": base,
+    }
+    return record, tensors
+
+
+def described(fitting: Fitting, role: str) -> dict[str, Any]:
+    """A router or aggregator as it is made again: one for all sites, or one a site."""
+    one = getattr(fitting.state, role)
+    if one is not None:
+        return {**describe(one, f"bay {fitting.state.name!r}"), "per_site": False}
+    several = [describe(getattr(m, role), f"site {site!r}") for site, m in fitting.modulars.items()]
+    if any(other != several[0] for other in several):
+        raise FileError(
+            f"bay {fitting.state.name!r} has {role}s with different arguments at its sites, which a file can't tell "
+            f"apart: {listed({str(said) for said in several}, 3)}. Let the callable make equal ones, or attach two bays."
+        )
+    return {**several[0], "per_site": True}
+
+
+# Names of tensors, in files as in memory
+
+
+def module_tensors(fitting: Fitting, name: str) -> dict[str, Tensor]:
+    """All tensors of one module by "site/parameter"."""
+    return _keyed({site: modular.parts._modules.get(name) for site, modular in fitting.modulars.items()})
+
+
+def bay_tensors(fitting: Fitting) -> dict[str, Tensor]:
+    """All tensors of the bay's routers and aggregators by "router/parameter", or "router/site/parameter"."""
+    parts: dict[str, nn.Module | None] = {}
+    for role in ("router", "aggregator"):
+        parts[role] = getattr(fitting.state, role)
+        parts |= {f"{role}/{site}": getattr(m, role) for site, m in fitting.modulars.items()}
+    return _keyed(parts)
+
+
+def _keyed(parts: Mapping[str, nn.Module | None]) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for prefix, part in parts.items():
+        for key, tensor in ({} if part is None else part.state_dict(keep_vars=True)).items():
+            if not isinstance(tensor, Tensor) or f"{prefix}/{key}" in out:
+                raise FileError(f"{prefix}/{key} is {type(tensor).__name__}, or there twice: a file can't hold it.")
+            out[f"{prefix}/{key}"] = tensor
+    return out
+
+
+def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(each tensor once, the key under which it is stored by each further key of it)."""
+    first: dict[int, str] = {}
+    kept, shared = {}, {}
+    for key, tensor in tensors.items():
+        if id(tensor) in first:
+            shared[key] = first[id(tensor)]
+        else:
+            first[id(tensor)], kept[key] = key, tensor
+    return kept, shared
