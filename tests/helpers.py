@@ -167,3 +167,88 @@ def function(module: nn.Module, x: Tensor) -> Function:
 def context(case: Case | None = None, rows: int = 1) -> Context:
     """A context with the labels that a row needs, one an example."""
     return Context(labels={} if case is None else {keyword: make(rows) for keyword, make in case.labels.items()})
+
+
+# Routes: the laws run every kind under each of these, and every aggregator.
+
+B, T, N = 5, 3, 4  # examples, tokens of one (as SITES draw them), and modules
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of routing: make() draws it for B examples of T tokens and N modules."""
+
+    id: str
+    make: Callable[[], mb.Routing]
+    tokens: bool = False
+    one: bool = False  # each row has at most one module, at weight one
+
+    def __str__(self) -> str:
+        return self.id
+
+
+def _weights(*shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64).add(0.1).requires_grad_()
+
+
+def _listed(*rows: tuple[int, ...]) -> mb.Routing:
+    """What ByLabel makes of a list: the index known on the host."""
+    k = max(map(len, rows)) or 1
+    return mb.Routing(index=torch.tensor([[*row, *[-1] * (k - len(row))] for row in rows]), host=rows)
+
+
+ROUTINGS: list[Form] = [
+    Form("set-dense", lambda: mb.Routing(weights=_weights(N))),
+    Form("set-sparse", lambda: mb.Routing(index=torch.tensor([2, 0]), weights=_weights(2))),
+    Form("example-list", lambda: _listed((1,), (), (3,), (1,), (0,)), one=True),
+    Form("example-index", lambda: mb.Routing(index=torch.tensor([[2], [0], [-1], [0], [2]])), one=True),
+    Form("example-list-several", lambda: _listed((0, 1), (3,), (), (1, 0), (2, 3))),
+    Form("example-dense", lambda: mb.Routing(weights=_weights(B, N))),
+    Form(
+        "example-sparse",
+        lambda: mb.Routing(index=torch.tensor([[0, 1], [3, -1], [2, 0], [1, 3], [-1, -1]]), weights=_weights(B, 2)),
+    ),
+    Form("token-one", lambda: mb.Routing(index=torch.randint(-1, N, (B, T, 1))), tokens=True, one=True),
+    Form("token-dense", lambda: mb.Routing(weights=_weights(B, T, N)), tokens=True),
+    Form(
+        "token-sparse",
+        lambda: mb.Routing(index=torch.rand(B, T, N).topk(2).indices, weights=_weights(B, T, 2)),
+        tokens=True,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A router or an aggregator, and the labels that a call of it needs."""
+
+    id: str
+    make: Callable[[], Any]
+    labels: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+AGGREGATORS: list[Part] = [
+    Part("sum", mb.WeightedSum),
+    Part("average", mb.ParameterAverage),
+    Part("average-deltas", lambda: mb.ParameterAverage("deltas")),
+    Part("sequence", mb.Sequence),
+    Part("mixture", mb.Mixture),
+    Part("fusion", mb.AdapterFusion),
+]
+
+TASKS = {"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)]}
+
+ROUTERS: list[Part] = [
+    Part("by-label", lambda: mb.ByLabel("task", {"x": ["a"], "y": ["b", "a"]}), TASKS),
+    Part("fixed", lambda: mb.Fixed({"b": 0.7, "a": -0.2})),
+    Part("fixed-learned", lambda: mb.Fixed({"a": 0.1, "b": 0.4, "c": 0.0, "d": 1.0}, learned=True, softmax=True)),
+    Part("uniform", mb.Uniform),
+    Part("top-1", mb.TopK),
+    Part("top-2-dense", lambda: mb.TopK(2, dense=True)),
+    Part("top-2-example", lambda: mb.TopK(2, by="example")),
+    Part("skills", lambda: mb.Skills("task", ["x", "y"], mode="sigmoid"), TASKS),
+    Part("skills-hard", lambda: mb.Skills("task", ["x", "y"], mode="straight-through"), TASKS),
+]

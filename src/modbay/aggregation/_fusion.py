@@ -92,6 +92,6 @@ class AdapterFusion(Aggregator):
         changes = changes.movedim(0, -2)  # (…, k, d)
         there = there.view(*there.shape[:-1], *[1] * (y.ndim - there.ndim), there.shape[-1]).to(y.device)
         scores = (self.key(changes) @ self.query(y).unsqueeze(-1)).squeeze(-1)  # (…, k)
-        scores = nn.functional.dropout(scores, self.dropout, self.training).float()
-        shares = torch.softmax(scores.masked_fill(~there, torch.finfo(torch.float32).min), -1) * there
+        scores = nn.functional.dropout(scores, self.dropout, self.training)
+        shares = torch.softmax(scores.masked_fill(~there, torch.finfo(scores.dtype).min), -1) * there
         return y + (shares.to(y.dtype).unsqueeze(-2) @ self.value(changes)).squeeze(-2)

@@ -45,6 +45,7 @@ class Fixed(Router):
             kept = [self.chosen.index(name) for name in chosen]
             self.register_buffer("w", self.w[kept], persistent=False)
         self.names, self.chosen = tuple(names), chosen
+        self.weights = dict(zip(chosen, self.w.tolist(), strict=True))  # by name from now on, so that it can be saved
         self.ids = tuple(self.names.index(name) for name in chosen)
         self.register_buffer("index", torch.tensor(self.ids, dtype=torch.long, device=self.w.device), persistent=False)
 
@@ -76,6 +77,7 @@ class Fixed(Router):
 
     def rename(self, old: str, new: str) -> None:
         self.names, self.chosen = renamed(self.names, old, new), renamed(self.chosen, old, new)
+        self.weights = dict(zip(self.chosen, self.w.tolist(), strict=True))
 
     def forward(self, x: Tensor | None, c: Context) -> Routing:
         weights = torch.softmax(self.w, 0) if self.softmax else self.w
