@@ -1,6 +1,5 @@
 """attach, and the handle that it returns: a bay of modules in a network."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from .aggregation import WeightedSum
 from .core import BayState, Inventory, Modular, Session
 from .errors import BayError, CompositionError, LabelError, listed
 from .routing import ByLabel
-from .seams import Fitting, Pairs, Place, Seat, Spec, pairs_of, places, union, unswap
+from .seams import Fitting, Pairs, Place, Seat, Spec, free, pairs_of, places, union, unswap
 from .types import Labels
 
 
@@ -127,13 +126,7 @@ def _state(model, session, name, router, aggregator, sometimes, add_losses) -> B
         raise CompositionError(
             f"router={router!r}: a Router, or a callable that makes one; it made {type(sample).__name__}."
         )
-    base = type(model).__dict__.get("_base", type(model))
-    own = inspect.signature(base.forward).parameters
-    for keyword in sample.keywords:
-        if keyword in own:
-            raise LabelError(
-                f"label {keyword!r}: {base.__name__}.forward has an argument of that name. Choose another name for the label."
-            )
+    free(model, sample.keywords)
     shared_aggregator = (
         WeightedSum() if aggregator is None else aggregator if isinstance(aggregator, Aggregator) else None
     )

@@ -132,7 +132,7 @@ class Modular(nn.Module):
         self.numbers.append(self._number(kind, part))
 
     def _number(self, kind: Kind, part: Part) -> int:
-        """The number of a kind here: another one for tensors of other shapes (masks of several sizes), which can't stack."""
+        """The number of a kind here: another one where shapes differ (masks of several sizes)."""
         number, shapes = self.inventory.number(kind), tuple(tensor.shape for tensor in part.tensors().values())
         return number if self.shapes.setdefault(number, shapes) == shapes else self.inventory.number((number, shapes))
 

@@ -57,6 +57,16 @@ class SparseDelta(ParameterComposition):
             made[site.name] = {"indices": indices, "values": site.zeros(len(indices))}
         return made
 
+    def restore(self, sites: Sequence[Site], tensors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
+        sizes = {site.name: tensors[site.name]["indices"].shape for site in sites}
+        return {
+            site.name: {
+                "indices": torch.zeros(sizes[site.name], dtype=torch.int64, device=site.device),
+                "values": site.zeros(*sizes[site.name]),
+            }
+            for site in sites
+        }
+
     def _chosen(self, site: Site) -> Tensor:
         mask: Mapping[str, Tensor] | None = self.given  # type: ignore[attr-defined]
         if mask is not None:

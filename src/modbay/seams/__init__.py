@@ -3,6 +3,7 @@
 from ._fitting import Fitting as Fitting
 from ._fitting import Pairs as Pairs
 from ._fitting import Spec as Spec
+from ._fitting import free as free
 from ._fitting import pairs_of as pairs_of
 from ._match import At as At
 from ._match import Place as Place
