@@ -1,0 +1,1 @@
+"""`modbay demo`: one voice assistant in many languages on a frozen MiniLM, and two languages that arrive later."""
