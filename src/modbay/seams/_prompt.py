@@ -70,7 +70,7 @@ class PromptSeam(Seam):
         """An encoder runs once in generation, and by itself: its input is lengthened here."""
         config = kwargs.get("generation_config")
         ahead = [name for name in AHEAD if kwargs.get(name) or getattr(config, name, None)]
-        if ahead or _seen({k: kwargs.get(k) for k in CACHES}):
+        if ahead or _seen(kwargs) != 0:
             raise CallError(
                 f"generate({ahead[0] if ahead else 'cache'}=…) with a prompt: the cache would hold the prompt, which "
                 f"those who count its tokens do not know of. Generate without it."
@@ -109,6 +109,10 @@ class PromptSeam(Seam):
         """Rewrite the call's arguments in place; whether the prompt goes into it, or is in the cache."""
         b, t, n = x.shape[0], x.shape[1], prompt.shape[1]
         held = 0 if self.two else _seen(k)
+        if held is None:
+            raise CallError(
+                "a static cache was made without room, or masks, for the prompt: use a dynamic cache (the default)."
+            )
         past, fresh = (held - n if held else 0), not held
         mask = k.get("attention_mask")
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
@@ -243,10 +247,12 @@ def _table(target: nn.Module, two: bool) -> nn.Module | None:
     return found if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
-def _seen(k: Mapping[str, Any]) -> int:
-    """How many positions the call's cache holds."""
+def _seen(k: Mapping[str, Any]) -> int | None:
+    """How many positions the call's cache holds; None if it is static."""
     cache = next((k[name] for name in CACHES if k.get(name) is not None), None)
-    return 0 if cache is None else int(cache.get_seq_length())
+    if cache is None:
+        return 0
+    return None if getattr(cache, "is_compileable", False) else int(cache.get_seq_length())
 
 
 def _unpadded(ids: Tensor, config: Any) -> Tensor:
