@@ -13,6 +13,7 @@ from .abstract import Aggregator, Kind, Router, Routing
 from .aggregation import WeightedSum
 from .core import BayState, Inventory, Modular, Session
 from .errors import BayError, CompositionError, LabelError, listed
+from .fold import fold, unfold
 from .routing import ByLabel
 from .seams import Fitting, Pairs, Place, Seat, Spec, free, pairs_of, places, union, unswap
 from .types import Labels
@@ -359,8 +360,24 @@ class Bay:
         library.load(self.fitting, folder, names, add, base, allow_nan)
         return self
 
-    def detach(self) -> nn.Module:
-        """Take the bay out; the base comes back bit for bit. The bay attached last goes first."""
+    def fold(self, *which: str | Mapping[str, float], untie: bool = False) -> "Bay":
+        """Add modules into the base's weights: names, {name: weight}, or what `use` has set; the bay rests meanwhile.
+
+        untie: a weight that is used in two places is copied for this one. What has no delta raises CompositionError.
+        """
+        fold(self.fitting, which, untie)
+        return self
+
+    def unfold(self) -> "Bay":
+        """Take the folded modules out of the base's weights again, bit for bit; the bay runs again."""
+        unfold(self.fitting)
+        return self
+
+    def detach(self, keep: bool = False) -> nn.Module:
+        """Take the bay out; the base comes back bit for bit. The bay attached last goes first.
+
+        keep: what is folded stays in the base's weights for good; without it, a folded bay must be unfolded first.
+        """
         order = list(self.session.bays)
         if self.state.name not in order:
             raise BayError(f"detach: bay {self.state.name!r} is not attached any more.")
@@ -369,6 +386,9 @@ class Bay:
                 f"detach: bay {self.state.name!r} is not the one attached last; outputs compose in that order. Detach "
                 f"{listed(reversed(order[order.index(self.state.name) + 1 :]))} first."
             )
+        if keep != (self.state.folded is not None):
+            said = "is not folded, so that there is nothing to keep" if keep else "is folded: unfold it first, or keep=True"
+            raise BayError(f"detach(keep={keep}): bay {self.state.name!r} {said}.")
         for target in [place.target for place in self.fitting.places.values()]:
             if "_base" not in type(target).__dict__ or "forward" in target.__dict__:
                 unswap(target)  # raises, before anything has been taken out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .abstract import Delta, Site
 from .errors import CompositionError
-from .ops import align, linear, lowrank
+from .ops import add_linear, align, linear
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -52,11 +52,11 @@ class LowRank(Delta):
 
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         if site.form in ("linear", "transposed"):
-            change = lowrank(x, self.a, self.b)
-        elif self.b.ndim == 3:
-            return torch.func.vmap(lambda a, b, x, y: LowRank(a, b).apply(x, y, site))(self.a, self.b, x, y) * self._s(
-                y
-            )
+            hidden = linear(x, self.a)
+            return linear(hidden if isinstance(self.s, float) and self.s == 1.0 else hidden * self._s(hidden), self.b)
+        if self.b.ndim == 3:
+            each = torch.func.vmap(lambda a, b, x, y: LowRank(a, b).apply(x, y, site))
+            change = each(self.a, self.b, x, y)
         elif site.form == "embedding":
             change = F.embedding(x, self.a.mT) @ self.b.mT
         else:
@@ -67,6 +67,12 @@ class LowRank(Delta):
     def _s(self, like: Tensor) -> Tensor | float:
         grouped = isinstance(self.s, Tensor) and self.s.ndim
         return self.s.view(-1, *[1] * (like.ndim - 1)) if grouped else self.s  # type: ignore[union-attr]
+
+    def onto(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        if site.form not in ("linear", "transposed") or torch.is_autocast_enabled(x.device.type):
+            return y + self.apply(x, y, site)
+        hidden = linear(x, self.a)
+        return add_linear(y, hidden if isinstance(self.s, float) and self.s == 1.0 else hidden * self._s(hidden), self.b)
 
     def scale(self, factor: Tensor | float) -> "LowRank":
         return replace(self, s=factor * self.s)
@@ -148,8 +154,8 @@ class Scale(Delta):
 
     def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
         weight = site.weight
-        axis = -1 if site.form in ("transposed", "embedding") else 0
-        change = weight * align(self.gain, weight, axis % weight.ndim)
+        axis = {"transposed": -1, "embedding": -1, "experts": -2}.get(site.form, -weight.ndim)
+        change = weight * align(self.gain, weight, axis)
         return change, None if site.bias is None else site.bias * self.gain
 
 
@@ -167,7 +173,7 @@ class InputScale(Delta):
 
     def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
         weight = site.weight
-        axis = {"transposed": 0, "linear": 1, "convolution": 1}[site.form]
+        axis = {"transposed": -2, "linear": -1, "convolution": 1 - weight.ndim, "experts": -1}[site.form]
         return weight * align(self.gain, weight, axis), None
 
 

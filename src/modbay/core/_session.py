@@ -92,11 +92,22 @@ class Session:
         context = Context(labels, arguments, grad=torch.is_grad_enabled(), recomputing=recomputing)
         for bay in self.bays.values():
             if not bay.enabled:
+                self._refuse_folded(bay, labels)
                 continue
             routing = self.route(bay, context, x)
             if routing is not None:
                 context.routes[bay.name] = routing
         return context
+
+    def _refuse_folded(self, bay: BayState, labels: Mapping[str, Labels]) -> None:
+        """Raise LabelError for a label that only a folded bay reads: the weights hold one route for all."""
+        given = [keyword for keyword in bay.keywords if keyword in labels] if bay.folded is not None else []
+        heard = {keyword for other in self.bays.values() if other.enabled for keyword in other.keywords}
+        if not heard.issuperset(given):
+            raise LabelError(
+                f"{given[0]}=…: bay {bay.name!r} is folded into the base's weights ({listed(bay.folded.weights)}), which are "
+                f"the same for all inputs. Call bay.unfold() first, or give no label."
+            )
 
     def route(self, bay: BayState, context: Context, x: Any) -> Routing | None:
         """The bay's route for the whole call; None if each site has a router of its own and nothing was set."""

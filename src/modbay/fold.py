@@ -1,0 +1,341 @@
+"""Folding: what the active modules do to f's parameters is added into the base's weights, and taken out again.
+
+    W ← W + Σ_i α_i ΔW_i,   b ← b + Σ_i α_i Δb_i
+
+While a bay is folded it does not run, so that the model costs what the base costs.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
+from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
+from .core import Part, base_type
+from .deltas import Bias, InputScale, LowRank, Scale, Sum
+from .errors import BayError, CompositionError, listed
+from .modules import Full
+from .seams import Fitting, Place
+
+# Exact types: a subclass of Linear need not be affine. GPT-2's Conv1D is known by its site's form.
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm)
+ALONE = (WeightedSum, ParameterAverage, Mixture, Sequence)  # one module at weight one is that module, exactly
+
+
+@dataclass(eq=False)
+class Folded:
+    """What `unfold` needs: the bay's modules and whether it ran, and each parameter as it was, on the host."""
+
+    weights: dict[str, float]
+    enabled: bool
+    order: int
+    originals: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
+    tied: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
+
+    def owns(self, module: nn.Module, name: str) -> bool:
+        return any(m is module and n == name for m, n, _ in self.originals)
+
+
+def fold(fitting: Fitting, which: tuple, untie: bool = False) -> None:
+    """Add modules into the base's weights: names, {name: weight}, or what `use` has set.
+
+    untie: a weight that is used in two places is copied first. Raises CompositionError for what has no delta or no
+    weight to take it, and BayError where other bays would be changed by it; then nothing has changed.
+    """
+    state = fitting.state
+    if state.folded is not None:
+        raise BayError(f"fold: bay {state.name!r} is folded already ({listed(state.folded.weights)}): unfold it first.")
+    weights = _weights(fitting, which)
+    work = list(_work(fitting, weights))
+    for place, parts in work:
+        _check(fitting, place, parts)
+        _alone_here(fitting, place)
+    if not untie:
+        _untied(fitting, work)
+    others = [bay.folded.order for bay in fitting.session.bays.values() if bay.folded is not None]
+    done = Folded(weights, state.enabled, 1 + max(others, default=0))
+    try:
+        with torch.no_grad():
+            for place, parts in sorted(work, key=lambda item: not _full(item[1])):  # a copy of a block before its parts
+                _apply(fitting.model, done, place, parts)
+    except BaseException:
+        _restore(done)
+        raise
+    state.folded, state.enabled = done, False
+
+
+def unfold(fitting: Fitting) -> None:
+    """Put the base's weights back, bit for bit, and let the bay run again."""
+    state, done = fitting.state, fitting.state.folded
+    if done is None:
+        raise BayError(f"unfold: bay {state.name!r} is not folded.")
+    for other in fitting.session.bays.values():
+        later = other.folded is not None and other.folded.order > done.order
+        if later and any(other.folded.owns(module, name) for module, name, _ in done.originals):
+            raise BayError(
+                f"unfold: bay {other.name!r} was folded after {state.name!r}, at the same sites: unfold it first."
+            )
+    _restore(done)
+    state.folded, state.enabled = None, done.enabled
+
+
+def _weights(fitting: Fitting, which: tuple) -> dict[str, float]:
+    """The modules to be folded, each with its weight."""
+    names, chosen = fitting.state.inventory.names, fitting.state.chosen
+    if len(which) == 1 and isinstance(which[0], Mapping):
+        pairs: Iterable[tuple[str, float]] = which[0].items()
+    elif which:
+        pairs = [(name, 1.0) for name in which]
+    elif isinstance(chosen, Routing) and chosen.host is not None and chosen.axes == 0:
+        values = [1.0] * len(chosen.host[0]) if chosen.weights is None else chosen.weights.tolist()
+        pairs = [(names[i], w) for i, w in zip(chosen.host[0], values, strict=True)]
+    else:
+        raise BayError(
+            f"fold(): bay {fitting.state.name!r} has a route that depends on the input, and weights can't. Say which: "
+            f"fold({names[0] if names else 'NAME'!r}), fold({{name: weight}}), or bay.use(…) before."
+        )
+    out: dict[str, float] = {}
+    for name, w in pairs:
+        if name not in names:
+            raise BayError(f"fold({name!r}): bay {fitting.state.name!r} has no such module; there are {listed(names)}.")
+        out[name] = out.get(name, 0.0) + float(w)
+    return {name: w for name, w in out.items() if w}
+
+
+def _work(fitting: Fitting, weights: Mapping[str, float]) -> Iterator[tuple[Place, list[tuple[Part, float]]]]:
+    """Each place with the parts to be folded there; raises CompositionError if the aggregator does more than add."""
+    for site, modular in fitting.modulars.items():
+        found = [(modular.parts._modules.get(name), w) for name, w in weights.items()]
+        parts = [(part, w) for part, w in found if part is not None]
+        aggregator = modular.aggregator or fitting.state.aggregator
+        single = len(parts) == 1 and parts[0][1] == 1
+        adds = isinstance(aggregator, WeightedSum) or getattr(aggregator, "of", "") == "deltas"
+        if parts and not adds and not (single and isinstance(aggregator, ALONE)):
+            raise CompositionError(
+                f"fold at site {site!r}: {type(aggregator).__name__} does more than add what the modules change "
+                f"({', '.join(f'{name}: {w}' for name, w in weights.items())}), so that no weight is equal to it."
+            )
+        if parts:
+            yield fitting.places[site], parts  # type: ignore[misc]
+
+
+def _full(parts: list[tuple[Part, float]]) -> bool:
+    """Whether the site becomes a copy of itself, by a copy of its parameters."""
+    return len(parts) == 1 and isinstance(parts[0][0].kind, Full) and parts[0][1] == 1
+
+
+def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> None:
+    """Raise CompositionError if these parts can't be folded at this place."""
+    site, target = place.site, place.target
+    kinds = [part.kind for part, _ in parts]
+    for kind in kinds:
+        if not isinstance(kind, (ParameterComposition, Full)):
+            raise CompositionError(
+                f"fold at site {site.name!r}: {type(kind).__name__} is no change of f's parameters, so that no weight "
+                f"can hold it. Serve the model with the bay attached."
+            )
+    if _full(parts) and place.features is None and place.entry is None and site.form != "experts":
+        return
+    exact = site.form in ("transposed", "experts") or base_type(target) in AFFINE
+    whole = exact and target._parameters.get(site.parameter) is not None
+    if not whole or place.entry is not None:
+        raise CompositionError(
+            f"fold at site {site.name!r} ({base_type(target).__name__}): only exactly Linear, Conv1D, Conv1d … Conv3d, "
+            f"Embedding, LayerNorm and fused parameters are known to be affine. Attach at such a layer inside it."
+        )
+    if getattr(target, "padding_mode", "zeros") != "zeros" or getattr(target, "max_norm", None) is not None:
+        raise CompositionError(
+            f"fold at site {site.name!r}: with padding_mode={getattr(target, 'padding_mode', None)!r} or "
+            f"max_norm={getattr(target, 'max_norm', None)!r} the layer is no plain product with its weight."
+        )
+    entering = [kind.enters for kind in kinds]
+    if any(entering) and not all(entering):
+        raise CompositionError(
+            f"fold at site {site.name!r}: {listed(type(kind).__name__ for kind in kinds)} act in part on the input and "
+            f"in part on the output of f; together they are no sum. Fold them from two bays."
+        )
+    for kind, delta in ((kind, _delta(part, 1.0, site)) for part, _ in parts if (kind := part.kind)):
+        _fits(kind, list(_leaves(delta)), place)
+
+
+def _fits(kind: Kind, leaves: list[Delta], place: Place) -> None:
+    site, target = place.site, place.target
+    name = f"fold at site {site.name!r}: {type(kind).__name__}"
+    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, (LowRank, InputScale)) for leaf in leaves):
+        raise CompositionError(
+            f"{name} at a convolution with {target.groups} groups has no weight that is equal to it."
+        )
+    if base_type(target) is nn.LayerNorm and not all(isinstance(leaf, (Bias, Scale, Copy)) for leaf in leaves):
+        raise CompositionError(f"{name} does not fit a LayerNorm's vectors.")
+    if any(isinstance(leaf, Bias) for leaf in leaves) and site.bias is None and site.form != "embedding":
+        raise CompositionError(
+            f"{name} moves the bias, and the base's {base_type(target).__name__} has none: one more parameter would "
+            f"make it another architecture, whose checkpoint the base's code can't load. Serve it with the bay attached."
+        )
+
+
+def _alone_here(fitting: Fitting, place: Place) -> None:
+    """Raise BayError if another bay at work here would compute something else after the fold."""
+    bays, own = list(fitting.session.bays.values()), fitting.state.name
+    inner = True
+    for state in bays:
+        if state.name == own:
+            inner = False
+            continue
+        if not state.enabled:
+            continue
+        other = fitting.session.handles[state.name].fitting
+        for site, there in other.places.items():
+            kinds = [part for part in other.modulars[site].order if part is not None]
+            around = _contains(there.target, place.target) and any(isinstance(part.kind, Full) for part in kinds)
+            same = there.target is place.target and (inner or any(_reads_weight(part, there.site) for part in kinds))
+            if around or same:
+                raise BayError(
+                    f"fold: bay {state.name!r} is at work at {site!r} too, and would give other outputs when "
+                    f"{place.site.name!r} has another weight. Fold the bays in the order attached, or disable that one."
+                )
+
+
+def _reads_weight(part: Part, site: Site) -> bool:
+    """Whether what a part computes depends on the base's weight, beside f's output."""
+    if isinstance(part.kind, FunctionComposition):
+        return False
+    known = isinstance(part.kind, ParameterComposition)
+    return not known or not all(isinstance(leaf, (LowRank, Bias, Scale)) for leaf in _leaves(_delta(part, 1.0, site)))
+
+
+def _contains(outer: nn.Module, inner: nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def _untied(fitting: Fitting, work: list[tuple[Place, list]]) -> None:
+    """Raise CompositionError if a weight to be changed is used in another place as well."""
+    users = _users(fitting.model)
+    for place, parts in work:
+        for module, name in _targets(place, parts):
+            places = users.get(id(module._parameters[name]), [])
+            if len(places) > 1:
+                raise CompositionError(
+                    f"fold at site {place.site.name!r}: its {name} is tied, {listed(places)} are one tensor, and all "
+                    f"would change. fold(…, untie=True) gives this site a copy of its own."
+                )
+
+
+def _users(model: nn.Module) -> dict[int, list[str]]:
+    users: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        if "_bay" not in path.split("."):
+            for name, p in module._parameters.items():
+                if p is not None:
+                    users.setdefault(id(p), []).append(f"{path}.{name}")
+    return users
+
+
+def _targets(place: Place, parts: list[tuple[Part, float]]) -> list[tuple[nn.Module, str]]:
+    """(module, parameter name) of all that a fold at this place changes."""
+    if _full(parts):
+        names = [name.replace("/", ".").rpartition(".") for name in parts[0][0].tensors()]
+        return [(place.target.get_submodule(path), name) for path, _, name in names]
+    own = place.target._parameters
+    return [(place.target, n) for n in (place.site.parameter, "bias") if own.get(n) is not None]
+
+
+def _apply(model: nn.Module, done: Folded, place: Place, parts: list[tuple[Part, float]]) -> None:
+    """Keep what was there, then change it."""
+    for module, name in _targets(place, parts):
+        _keep(model, done, module, name)
+    if _full(parts):
+        tensors = parts[0][0].tensors()
+        for (module, name), tensor in zip(_targets(place, parts), tensors.values(), strict=True):
+            module._parameters[name].copy_(tensor)  # type: ignore[union-attr]
+        return
+    view = _view(place)
+    total_w, total_b = torch.zeros_like(view.weight), None
+    for part, w in parts:
+        dw, db = _delta(part, w, view).dense(view)
+        total_w = total_w + dw
+        if db is not None:
+            total_b = db if total_b is None else total_b + db
+    if total_b is not None and view.form == "embedding":  # each row is looked up alone, so that each takes the bias
+        total_w, total_b = total_w + total_b, None
+    _add(place, total_w, total_b)
+
+
+def _keep(model: nn.Module, done: Folded, module: nn.Module, name: str) -> None:
+    parameter = module._parameters[name]
+    assert parameter is not None
+    if len(_users(model)[id(parameter)]) > 1:
+        done.tied.append((module, name, parameter))
+        module._parameters[name] = parameter = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    if not done.owns(module, name):  # a slice of it may have been folded before
+        done.originals.append((module, name, parameter.detach().to("cpu", copy=True)))
+
+
+def _view(place: Place) -> Site:
+    """The site with the weight and bias as a delta sees them: its own slice, and no narrower than float32."""
+    own = place.target._parameters
+    weight, bias = own[place.site.parameter], own.get("bias")
+    assert weight is not None
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    cut = place.features or slice(None)
+    weight = (weight[..., cut] if place.site.form == "transposed" else weight[cut]).to(dtype)
+    module: Any = SimpleNamespace(weight=weight, bias=None if bias is None else bias[cut].to(dtype))
+    return replace(place.site, module=module, parameter="weight", dtype=dtype)
+
+
+def _add(place: Place, dw: Tensor, db: Tensor | None) -> None:
+    own, cut = place.target._parameters, place.features or slice(None)
+    weight, bias = own[place.site.parameter], own.get("bias")
+    assert weight is not None
+    part = weight[..., cut] if place.site.form == "transposed" else weight[cut]
+    part.copy_(part.to(dw.dtype) + dw)
+    if db is not None:
+        bias[cut] = bias[cut].to(db.dtype) + db  # type: ignore[index]
+
+
+def _delta(part: Part, weight: float, site: Site) -> Delta:
+    """What a part adds to the parameters of its site, times a weight, no narrower than float32."""
+    dtype = torch.promote_types(site.dtype, torch.float32)
+    params = {k: t.detach().to(dtype) if t.is_floating_point() else t for k, t in part.tensors().items()}
+    if isinstance(part.kind, Full):
+        return Copy(params["weight"], params.get("bias"), weight)
+    delta = part.kind.delta(params, site)  # type: ignore[attr-defined]
+    return delta if weight == 1 else delta.scale(weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Copy(Delta):
+    """ΔW = s (W′ − W), Δb = s (b′ − b): a trainable copy of an affine site, as a change of it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    s: float = 1.0
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        raise NotImplementedError("Full runs as a replacement of f; as a delta it is only folded.")
+
+    def scale(self, factor: Tensor | float) -> "Copy":
+        return replace(self, s=self.s * float(factor))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        bias = None if self.bias is None or site.bias is None else self.s * (self.bias - site.bias)
+        return self.s * (self.weight - site.weight), bias
+
+
+def _leaves(delta: Delta) -> Iterator[Delta]:
+    for part in delta.parts if isinstance(delta, Sum) else ():
+        yield from _leaves(part)
+    if not isinstance(delta, Sum):
+        yield delta
+
+
+def _restore(done: Folded) -> None:
+    with torch.no_grad():
+        for module, name, original in reversed(done.originals):
+            module._parameters[name].copy_(original)  # type: ignore[union-attr]
+        for module, name, parameter in reversed(done.tied):
+            module._parameters[name] = parameter
