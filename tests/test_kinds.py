@@ -1,7 +1,10 @@
 """Every kind alone: what it makes, that it starts where it says, that a group of it equals a loop, and its equation."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
@@ -91,3 +94,291 @@ def test_a_group_equals_a_loop_forward_and_gradients(case: Case, place: str):
         assert (a is None) == (b is None)
         if a is not None:
             assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+# The equations, written by hand
+
+
+def parts(kind: mb.Kind, place: str, rows: int = 3):
+    """(the site's output, f(x), x, parameters, module), after something was learned."""
+    module, site = site_of(place)
+    params, x = trained(kind, site), SITES[place].example(rows)
+    label = mb.Context(labels={"language": ["en", "sw", None][:rows]})
+    f = function(module, x)
+    if isinstance(kind, mb.Replacement):
+        return apply(kind, params, f, x, None, label, site, False), module(x), x, params, module
+    y = f(x)
+    out = f(x + apply(kind, params, f, x, x, label, site, False)) if kind.enters else None
+    out = y + apply(kind, params, f, x, y, label, site, False) if out is None else out
+    return out, y, x, params, module
+
+
+def close(ours, theirs):
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def weight_at(place: str, module) -> torch.Tensor:
+    return module.weight.T if place == "conv1d" else module.weight
+
+
+@pytest.mark.parametrize("place", ["linear", "conv1d"])
+@pytest.mark.parametrize("stable", [False, True])
+def test_lora_is_w_plus_scaled_ba(place: str, stable: bool):
+    out, _, x, p, module = parts(mb.LoRA(4, alpha=6.0, stable=stable), place)
+    close(out, F.linear(x, weight_at(place, module) + 6 / (2 if stable else 4) * p["B"] @ p["A"], module.bias))
+
+
+def test_lora_at_a_convolution_and_at_an_embedding():
+    out, _, x, p, module = parts(mb.LoRA(2), "conv2d")
+    close(out, F.conv2d(x, module.weight + torch.einsum("or,rihw->oihw", p["B"], p["A"]), module.bias, padding=1))
+    out, _, x, p, module = parts(mb.LoRA(2), "embedding")
+    close(out, (module.weight + (p["B"] @ p["A"]).T)[x])
+
+
+@pytest.mark.parametrize("place", ["linear", "embedding", "norm", "block"])
+def test_a_serial_bottleneck_reads_the_output(place: str):
+    out, y, _, p, _ = parts(mb.Bottleneck(3, activation="gelu", scale=0.5), place)
+    close(out, y + 0.5 * (F.gelu(y @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"]))
+
+
+def test_a_parallel_bottleneck_reads_the_input():
+    out, y, x, p, _ = parts(mb.Bottleneck(3, placement="parallel", scale=4.0), "linear")
+    assert p["down"].shape == (3, 8) and p["up"].shape == (6, 3)
+    close(out, y + 4 * (F.relu(x @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"]))
+
+
+def test_a_bottleneck_may_normalise_first_and_learn_its_scale():
+    out, y, _, p, _ = parts(mb.Bottleneck(3, norm=True, scale="learned"), "block")
+    v = F.layer_norm(y, (8,), p["norm"], p["norm_bias"])
+    close(out, y + p["scale"] * (F.relu(v @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"]))
+
+
+def test_a_bottleneck_at_a_convolution_is_two_1x1_convolutions():
+    out, y, x, p, _ = parts(mb.Bottleneck(3), "conv2d")
+    close(out, y + F.conv2d(F.relu(F.conv2d(y, p["down"], p["down_bias"])), p["up"], p["up_bias"]))
+    out, y, x, p, _ = parts(mb.Bottleneck(3, placement="parallel"), "conv2d")
+    close(out, y + F.conv2d(F.relu(F.conv2d(x, p["down"], p["down_bias"])), p["up"], p["up_bias"]))
+
+
+def test_the_size_of_a_bottleneck_and_how_it_is_drawn():
+    site = mb.Modular(nn.Linear(64, 64)).site
+    assert fresh(mb.Bottleneck(), site)["down"].shape == (4, 64)
+    assert fresh(mb.Bottleneck(reduction=2), site)["down"].shape == (32, 64)
+    near = fresh(mb.Bottleneck(48, std=1e-2), site)
+    assert not mb.Bottleneck(48, std=1e-2).neutral
+    for name in ("down", "up"):
+        assert near[name].abs().max() <= 2e-2 and 0.8e-2 < near[name].std() < 0.96e-2  # a normal cut at two deviations
+
+
+@pytest.mark.parametrize("place", ["linear", "conv1d", "embedding", "norm", "block"])
+def test_ia3_scales_the_output_bias_included(place: str):
+    out, y, _, p, _ = parts(mb.IA3(), place)
+    close(out, p["l"] * y)
+
+
+@pytest.mark.parametrize("place", ["linear", "conv1d"])
+def test_ia3_scales_the_input(place: str):
+    out, _, x, p, module = parts(mb.IA3("input"), place)
+    close(out, module(p["l"] * x))
+
+
+def test_ia3_at_a_convolution_scales_channels():
+    out, y, x, p, module = parts(mb.IA3(), "conv2d")
+    close(out, p["l"].view(-1, 1, 1) * y)
+    out, y, x, p, module = parts(mb.IA3("input"), "conv2d")
+    close(out, module(p["l"].view(-1, 1, 1) * x))
+
+
+def test_bitfit_moves_the_bias():
+    out, _, x, p, module = parts(mb.BitFit(), "norm")
+    close(out, F.layer_norm(x, (8,), module.weight, module.bias + p["bias"]))
+    out, _, x, p, module = parts(mb.BitFit(), "conv2d")
+    close(out, F.conv2d(x, module.weight, module.bias + p["bias"], padding=1))
+
+
+@pytest.mark.parametrize("place", ["linear", "conv1d", "conv2d", "embedding"])
+def test_a_sparse_delta_changes_chosen_entries(place: str):
+    out, _, x, p, module = parts(mb.SparseDelta(density=0.25), place)
+    assert len(p["values"]) == round(module.weight.numel() / 4) == len(p["indices"].unique())
+    with torch.no_grad():
+        module.weight.view(-1)[p["indices"]] += p["values"]
+    close(out, module(x))
+
+
+def test_the_entries_of_a_sparse_delta_are_the_seeds_or_the_masks():
+    _, site = site_of("linear")
+    first = fresh(mb.SparseDelta(0.2), site)
+    assert torch.equal(first["indices"], fresh(mb.SparseDelta(0.2), site)["indices"])
+    assert not torch.equal(first["indices"], fresh(mb.SparseDelta(0.2, seed=1), site)["indices"])
+    mask = torch.rand(6, 8) < 0.3
+    given = fresh(mb.SparseDelta(mask={"linear": mask}), site)
+    assert torch.equal(given["indices"], mask.flatten().nonzero()[:, 0])
+    assert mb.SparseDelta(mask={"linear": mask}) == mb.SparseDelta(None)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_feed_forward_expert_stands_instead_of_f(gated: bool):
+    out, _, x, p, _ = parts(mb.FeedForward(5, "silu", gated=gated), "linear")
+    up = F.linear(x, p["up"], p["up_bias"])
+    hidden = F.silu(F.linear(x, p["gate"], p["gate_bias"])) * up if gated else F.silu(up)
+    close(out, F.linear(hidden, p["down"], p["down_bias"]))
+
+
+@pytest.mark.parametrize("place", ["linear", "conv1d", "conv2d", "embedding", "norm", "block"])
+def test_full_is_the_site_with_other_parameters(place: str):
+    out, _, x, p, module = parts(mb.Full(), place)
+    named = {name.replace("/", "."): tensor for name, tensor in p.items()}
+    close(out, torch.func.functional_call(module, named, (x,)))
+    assert all(not torch.equal(named[name], own) for name, own in module.named_parameters())
+
+
+def test_full_keeps_tied_parameters_tied():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    module[2].weight = module[0].weight
+    layer = mb.Modular(module, {"a": mb.Full()}, mb.Uniform(), mb.WeightedSum())
+    own = layer.parts._modules["a"]
+    assert own.tensors()["0/weight"] is own.tensors()["2/weight"] and len(list(own.parameters())) == 3
+
+
+def test_a_head_gives_logits():
+    out, _, x, p, _ = parts(mb.Head(("no", "yes", "maybe")), "linear")
+    close(out, x @ p["weight"].T + p["bias"])
+    assert out.shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize("hidden", [None, 6])
+def test_a_hypernetwork_generates_each_examples_parameters(hidden: int | None):
+    kind = mb.Hyper(mb.LoRA(2), "language", ("en", "de", "sw"), size=4, hidden=hidden)
+    out, y, x, p, _ = parts(kind, "linear")  # for en, sw and None
+    for i, label in enumerate([0, 2]):
+        code = torch.cat([p["labels"][label], p["site"]])
+        code = code if hidden is None else F.relu(p["project"] @ code + p["project_bias"])
+        a, b = (p[f"start/{n}"] + p[f"weight/{n}"] @ code / math.sqrt(len(code)) for n in "AB")
+        close(out[i], y[i] + x[i] @ a.T @ b.T)
+    close(out[2], y[2])
+
+
+def test_a_hypernetwork_is_shared_by_sites_and_takes_labels_in_three_forms():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 6))
+    hyper = mb.Hyper(mb.LoRA(2), "language", ("en", "de"), size=4)
+    bay = mb.attach(model, at=nn.Linear, modules={"h": hyper}).use("h")
+    p = [modular.parts._modules["h"].tensors() for modular in bay.modulars.values()]
+    assert p[0]["labels"] is p[1]["labels"] is p[2]["labels"] and p[0]["site"] is not p[1]["site"]
+    assert p[0]["weight/B"] is p[1]["weight/B"] and p[1]["weight/B"].shape != p[2]["weight/B"].shape
+    for parameter in bay.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(3, 8)
+    mixed = model(x, language=["en", "de", "en"])
+    close(mixed, model(x, language=torch.tensor([0, 1, 0])))
+    close(mixed[::2], model(x, language="en")[::2])
+    assert not torch.allclose(mixed[1], model(x, language="en")[1])
+
+
+# In a batch together
+
+
+def test_heads_of_several_sizes_share_a_batch():
+    layer = mb.Modular(
+        nn.Linear(8, 4), {"a": mb.Head(2), "b": mb.Head(6), "c": mb.Head(3)}, mb.ByLabel("task"), mb.WeightedSum()
+    )
+    x, tasks = torch.randn(4, 8), ["a", "b", None, "c"]
+    out = layer(x, task=tasks)
+    assert out.shape == (4, 6)
+    for row, (task, classes) in enumerate(zip(tasks, (2, 6, 4, 3), strict=True)):
+        close(out[row, :classes], layer(x[row : row + 1], task=[task])[0])
+        assert (out[row, classes:] == float("-inf")).all()
+
+
+def test_masks_of_several_sizes_share_a_batch():
+    masks = [torch.rand(6, 8) < density for density in (0.1, 0.3, 0.3)]
+    kinds = {name: mb.SparseDelta(mask={"": mask}) for name, mask in zip("abc", masks, strict=True)}
+    layer = mb.Modular(nn.Linear(8, 6), kinds, mb.ByLabel("task"), mb.WeightedSum())
+    for parameter in layer.parts.parameters():
+        nn.init.normal_(parameter)
+    x, tasks = torch.randn(4, 8), ["a", "b", "c", "b"]
+    close(layer(x, task=tasks), torch.cat([layer(x[i : i + 1], task=[t]) for i, t in enumerate(tasks)]))
+
+
+def test_full_copies_of_a_block_share_a_batch_and_each_gets_its_rows_of_the_mask():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x, mask=None, cache=None):
+            return self.linear(x) * mask.unsqueeze(-1)
+
+    model = Masked()
+    bay = mb.attach(model, at="", modules={"a": mb.Full(), "b": mb.Full()}, name="task")
+    for parameter in bay.parameters():
+        nn.init.normal_(parameter)
+    x, mask, tasks = torch.randn(5, 3, 8), torch.rand(5, 3), ["b", "a", "b", None, "a"]
+    alone = [model(x[i : i + 1], mask=mask[i : i + 1], task=[task]) for i, task in enumerate(tasks)]
+    close(model(x, mask=mask, task=tasks), torch.cat(alone))
+    with pytest.raises(mb.errors.SiteError, match="use_cache=False"):
+        model(x, mask=mask, cache={}, task=tasks)
+    model(x, mask=mask, cache={}, task="a")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: mb.Bottleneck(8, reduction=2), "give one"),
+        (lambda: mb.Bottleneck(0), "size=0"),
+        (lambda: mb.Bottleneck(8, activation="swish"), "activation='swish'.*'silu'"),
+        (lambda: mb.SparseDelta(0.0), "density=0.0"),
+        (lambda: mb.FeedForward(-1), "size=-1"),
+        (lambda: mb.Head(()), "labels="),
+        (lambda: mb.Head(("a", "a")), "distinct"),
+        (lambda: mb.Hyper(mb.LoRA(2), "language", ()), "labels="),
+        (lambda: mb.Hyper(mb.Hyper(mb.LoRA(2), "a", ("b",)), "a", ("b",)), "no generator"),
+    ],
+)
+def test_a_bad_argument_is_named(make, message: str):
+    with pytest.raises(mb.errors.CompositionError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "kind, module",
+    [
+        (mb.LoRA(2), nn.LayerNorm(8)),
+        (mb.Bottleneck(2), nn.Tanh()),
+        (mb.Bottleneck(2, placement="parallel"), nn.Embedding(5, 8)),
+        (mb.Bottleneck(2, placement="parallel"), nn.Conv2d(4, 4, 3, stride=2)),
+        (mb.IA3("input"), nn.Embedding(5, 8)),
+        (mb.IA3("input"), nn.LayerNorm(8)),
+        (mb.SparseDelta(), nn.LayerNorm(8)),
+        (mb.SparseDelta(mask={"elsewhere": torch.ones(8, 8, dtype=torch.bool)}), nn.Linear(8, 8)),
+        (mb.SparseDelta(mask={"": torch.ones(4, 8, dtype=torch.bool)}), nn.Linear(8, 8)),
+        (mb.SparseDelta(mask={"": torch.tensor([3, 64])}), nn.Linear(8, 8)),
+        (mb.SparseDelta(None), nn.Linear(8, 8)),
+        (mb.FeedForward(4), nn.Conv2d(4, 4, 3)),
+        (mb.Head(4), nn.Embedding(5, 8)),
+        (mb.Full(), nn.Tanh()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_site_that_does_not_fit_is_named(kind: mb.Kind, module: nn.Module):
+    with pytest.raises(mb.errors.CompositionError, match=f"{type(kind).__name__}|{type(module).__name__}"):
+        kind.init([mb.Modular(module).site])
+
+
+def test_the_labels_of_a_hypernetwork_are_checked():
+    layer = mb.Modular(
+        nn.Linear(8, 6), {"h": mb.Hyper(mb.Bottleneck(2, std=0.1), "language", ("en",))}, mb.Uniform(), mb.WeightedSum()
+    )
+    x = torch.randn(2, 8)
+    with pytest.raises(mb.errors.LabelError, match="no such label; it has 'en'"):
+        layer(x, language=["en", "xx"])
+    with pytest.raises(mb.errors.LabelError, match="starts with a change of its own"):
+        layer(x, language=["en", None])
+    with pytest.raises(mb.errors.LabelError, match="no label 'language'"):
+        layer(x)
+    linear = nn.Linear(8, 6)
+    with pytest.raises(mb.errors.LabelError, match="'input'"):
+        mb.attach(linear, at="", modules={"h": mb.Hyper(mb.LoRA(2), "input", ("en",))})
+    assert type(linear) is nn.Linear
