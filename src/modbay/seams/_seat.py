@@ -45,6 +45,7 @@ class Seat(nn.Module):
         self.session = session
         self.bays = nn.Module()
         self.seams: dict[str, Seam] = {}
+        self.owners: dict[str, str] = {}  # the bay of each: a bay may sit here more than once, at slices of the output
         self.shared = nn.Module()  # at the root: routers and aggregators of many sites
         self.is_root = False
         self.add_to_loss = True
@@ -59,17 +60,19 @@ class Seat(nn.Module):
 
     def put(self, name: str, modular: Modular, seam: Seam) -> None:
         """Add a bay here, outside those that are here already."""
-        self.bays._modules[name] = modular
-        self.seams[name] = seam
+        key, n = name, 0
+        while key in self.owners:
+            n += 1
+            key = f"{name}[{n}]"
+        self.bays._modules[key], self.seams[key], self.owners[key] = modular, seam, name
         modular.train(self.training)
 
     def take(self, name: str) -> None:
         """Take a bay away; one that is not here is not missed."""
-        self.bays._modules.pop(name, None)
         self.shared._modules.pop(name, None)
-        seam = self.seams.pop(name, None)
-        if seam is not None:
-            seam.undo()
+        for key in [key for key, owner in self.owners.items() if owner == name]:
+            del self.bays._modules[key], self.owners[key]
+            self.seams.pop(key).undo()
 
     def call(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
         return self.door(target, inner, args, kwargs) if self.is_root else self.through(target, inner, args, kwargs)
@@ -85,7 +88,7 @@ class Seat(nn.Module):
         c = session.now()
         run = inner
         for name, modular in bays.items():
-            state = session.bays[name]
+            state = session.bays[self.owners[name]]
             if state.enabled:
                 run = partial(self._bay, self.seams[name], modular, run, target, c, state)
         return run(*args, **kwargs)
@@ -149,9 +152,9 @@ class Seat(nn.Module):
         """`generate` through the seams that take part in it."""
         c = self.session.now()
         for name, modular in self.bays._modules.items():
-            state, seam = self.session.bays[name], self.seams[name]
+            state, seam = self.session.bays[self.owners[name]], self.seams[name]
             if state.enabled and seam.prepares:
-                inner = partial(seam.generate, modular, inner, target, c, c.routes.get(name), state.aggregator)  # type: ignore[attr-defined]
+                inner = partial(seam.generate, modular, inner, target, c, c.routes.get(state.name), state.aggregator)  # type: ignore[attr-defined]
         return inner
 
     def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
