@@ -1,7 +1,7 @@
 """Fixed routing: one set of weights for all inputs, given or learned (survey sections 3.1 and 4.1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,13 @@ class Fixed(Router):
     def rename(self, old: str, new: str) -> None:
         self.names, self.chosen = renamed(self.names, old, new), renamed(self.chosen, old, new)
         self.weights = dict(zip(self.chosen, self.w.tolist(), strict=True))
+
+    def arguments(self) -> dict[str, Any]:
+        """As the router is now: by the names of the modules that take part, which may have changed."""
+        start = self.weights if isinstance(self.weights, dict) else {}
+        now = self.w.tolist() if self.built and not self.learned else [start.get(name, 0.0) for name in self.chosen]
+        weights = dict(zip(self.chosen, now, strict=True)) if self.built else self.weights
+        return {"weights": weights, "learned": self.learned, "softmax": self.softmax}
 
     def forward(self, x: Tensor | None, c: Context) -> Routing:
         weights = torch.softmax(self.w, 0) if self.softmax else self.w

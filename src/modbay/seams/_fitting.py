@@ -59,7 +59,7 @@ class Fitting:
         shared = nn.Module()
         parts = {"router": state.router, "aggregator": state.aggregator}
         shared._modules.update({key: part for key, part in parts.items() if part is not None})
-        root.shared._modules[state.name] = shared
+        root.shared._modules[state.name] = shared.train(self.model.training)
         weight = next((p for n, p in self.model.named_parameters() if _own(n) and p.is_floating_point()), None)
         if weight is not None:
             shared.to(weight.device)
