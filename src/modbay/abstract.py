@@ -197,6 +197,10 @@ class Delta(ABC):
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         """f_{θ ⊕ φ}(x) − f_θ(x), given y = f_θ(x); of a kind that enters, what is to be added to x."""
 
+    def onto(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        """y with the update: y + apply(x, y, site), in one product where a representation can."""
+        return y + self.apply(x, y, site)
+
     @abstractmethod
     def scale(self, factor: Tensor | float) -> "Delta":
         """This update times a factor: a number, or (g,) for a group."""

@@ -72,7 +72,9 @@ class LowRank(Delta):
         if site.form not in ("linear", "transposed") or torch.is_autocast_enabled(x.device.type):
             return y + self.apply(x, y, site)
         hidden = linear(x, self.a)
-        return add_linear(y, hidden if isinstance(self.s, float) and self.s == 1.0 else hidden * self._s(hidden), self.b)
+        return add_linear(
+            y, hidden if isinstance(self.s, float) and self.s == 1.0 else hidden * self._s(hidden), self.b
+        )
 
     def scale(self, factor: Tensor | float) -> "LowRank":
         return replace(self, s=factor * self.s)

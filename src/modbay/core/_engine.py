@@ -25,7 +25,10 @@ from ..deltas import LowRank
 from ..errors import CompositionError, SiteError
 from ..ops import lowrank_mixture
 from ..types import Params
-from ._plan import Group, Plan, plan
+from ._plan import Arrangement, Group, Plan, plan
+
+
+AFFINE = ("linear", "transposed")
 
 
 class Part(nn.Module):
@@ -63,9 +66,10 @@ def apply(kind: Kind, params: Params, f: Any, x: Tensor, y: Any, c: Context, sit
     if isinstance(kind, Generator):
         return generated(kind, params, f, x, y, c, site, grouped)
     dtype = x.dtype
-    learned = next((p.dtype for p in params.values() if p.is_floating_point()), dtype)
-    casts = dtype != learned and x.is_floating_point() and not torch.is_autocast_enabled(x.device.type)
+    first = next(iter(params.values()), x)
+    casts = first.dtype != dtype and _casts(params, x)
     if casts:
+        learned = next(p.dtype for p in params.values() if p.is_floating_point())
         x, y = x.to(learned), y if y is None else y.to(learned)
     if not grouped or kind.batched:
         out = difference(kind, params, f, x, y, c, site)
@@ -76,6 +80,19 @@ def apply(kind: Kind, params: Params, f: Any, x: Tensor, y: Any, c: Context, sit
         run = partial(_one, kind, f, c, site)
         out = torch.func.vmap(run, in_dims=(0, 0, None if y is None else 0), randomness="different")(params, x, y)
     return out.to(dtype) if casts else out
+
+
+def updated(kind: ParameterComposition, params: Params, x: Tensor, y: Tensor, out: Tensor, c: Context, site: Site):
+    """out + Δ(x, y) of one module, in one product where its delta has one: `out` is y, or y with other updates."""
+    if out is y and next(iter(params.values()), x).dtype == x.dtype:
+        return kind.delta(params, site).onto(x, y, site)
+    return out + apply(kind, params, None, x, y, c, site, False)
+
+
+def _casts(params: Params, x: Tensor) -> bool:
+    """Whether x must be cast to the dtype of the parameters."""
+    learned = next((p.dtype for p in params.values() if p.is_floating_point()), x.dtype)
+    return learned != x.dtype and x.is_floating_point() and not torch.is_autocast_enabled(x.device.type)
 
 
 def _one(kind: Kind, f: Any, c: Context, site: Site, params: Params, x: Tensor, y: Any) -> Tensor:
@@ -102,9 +119,9 @@ def generated(
 class Modules:
     """The modules of one site in one call: what an aggregator is given to run them, all of it grouped."""
 
-    __slots__ = ("parts", "kinds", "site", "names", "router", "_stacks")
+    __slots__ = ("parts", "kinds", "site", "names", "router")
 
-    def __init__(self, parts: Sequence[Any], kinds: Sequence[int], site: Site, names: Sequence[str], router: Any):
+    def __init__(self, parts: Sequence[Any], kinds: Arrangement, site: Site, names: Sequence[str], router: Any):
         self.parts, self.kinds, self.site, self.names, self.router = parts, kinds, site, names, router
 
     def __len__(self) -> int:
@@ -116,9 +133,20 @@ class Modules:
 
     def active(self, routing: Routing) -> list[int]:
         """The modules that a routing for the whole batch names, as far as the host knows: else all of them."""
-        if routing.host is not None:
-            return [i for i in dict.fromkeys(i for ids in routing.host for i in ids) if i >= 0 and self.kinds[i] >= 0]
-        return [i for i, kind in enumerate(self.kinds) if kind >= 0]
+        return self._facts(routing)[0]
+
+    def _facts(self, routing: Routing) -> tuple[list[int], bool, bool]:
+        """(the active modules, whether one enters f, whether one replaces it), found once a routing and arrangement."""
+        key = ("facts", self.kinds)
+        found = routing.cache.get(key)
+        if found is None:
+            host = routing.host
+            said = self.kinds.live if host is None else dict.fromkeys(i for ids in host for i in ids)
+            ids = [i for i in said if i >= 0 and self.kinds[i] >= 0]
+            kinds = [self.parts[i].kind for i in ids]
+            enters, replaces = any(k.enters for k in kinds), any(isinstance(k, Replacement) for k in kinds)
+            found = routing.cache[key] = (ids, enters, replaces)
+        return found
 
     def one(self, i: int, f: Any, x: Tensor, y: Any, c: Context) -> Tensor:
         """What module i adds to y = f(x) for all rows; for a replacement, its output."""
@@ -137,14 +165,15 @@ class Modules:
 
     def stacked(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """The parameters of modules of one kind, along a new leading axis. What they share is expanded, not copied."""
-        several = [self.parts[i].tensors() for i in ids]
-        first = several[0]
-        return {
-            name: first[name].expand(len(ids), *first[name].shape)
-            if len(ids) == 1 or all(other[name] is first[name] for other in several[1:])
-            else torch.stack([other[name] for other in several])
-            for name in first
-        }
+        parts = self.parts
+        several = [parts[i].tensors() for i in ids]
+        first, last, stack = several[0], several[-1], {}
+        for name, tensor in first.items():
+            if last[name] is tensor and all(other[name] is tensor for other in several):
+                stack[name] = tensor.expand(len(ids), *tensor.shape)
+            else:
+                stack[name] = torch.stack([other[name] for other in several])
+        return stack
 
     def averaged(self, routing: Routing, rows: int) -> tuple[Kind, Params, bool]:
         """(kind, Σ_i α_i φ_i, whether an example): the modules' parameters, averaged; they must be of one kind."""
@@ -188,6 +217,9 @@ class Modules:
             x, x0 = x + self._sum(None, x, x, routing, c, True), x
             y = f(x)
             return y + self._sum(f, x0, y, routing, c, False)
+        fused = self._fused(f, x, routing)
+        if fused is not None:
+            return fused
         ids = self.active(routing) if routing.axes == 0 else None
         if ids is not None and routing.weights is None and routing.host is not None:
             return self._alone(ids, f, x, c)
@@ -196,6 +228,25 @@ class Modules:
         y = f(x) if f is not None else torch.zeros_like(x)
         return y + self._sum(f, x, y, routing, c, False)
 
+    def _fused(self, f: Any, x: Tensor, routing: Routing) -> Tensor | None:
+        """The commonest case in the fewest passes: rows in order, in one group of one kind of delta, at weight one."""
+        if routing.axes != 1 or routing.host is None or routing.weights is not None or torch.compiler.is_compiling():
+            return None
+        rows, _ = self._rows(x, routing)
+        p = plan(routing, self.kinds, len(rows), x.device)
+        if p.order is not None or len(p.groups) != 1:
+            return None
+        ids, each = p.groups[0].ids, p.groups[0].each
+        kind = self.parts[ids[0]].kind
+        if not isinstance(kind, ParameterComposition) or not kind.batched or self.site.form not in AFFINE:
+            return None
+        params = self.stacked(ids)
+        if next(iter(params.values())).dtype != x.dtype:
+            return None
+        y = f(x) if f is not None else torch.zeros_like(x)
+        shape = (len(ids), each)
+        return kind.delta(params, self.site).onto(x.unflatten(0, shape), y.unflatten(0, shape), self.site).flatten(0, 1)
+
     def _alone(self, ids: Sequence[int], f: Any, x: Tensor, c: Context) -> Tensor:
         """The same modules at weight one for all rows: no weights, no sorting, no copies."""
         if len(ids) == 1 and isinstance(self.parts[ids[0]].kind, Replacement):
@@ -203,6 +254,10 @@ class Modules:
         y = f(x) if f is not None else torch.zeros_like(x)
         out = y
         for i in ids:
+            part = self.parts[i]
+            if isinstance(part.kind, ParameterComposition):
+                out = updated(part.kind, part.tensors(), x, y, out, c, self.site)
+                continue
             change = self.one(i, f, x, y, c)
             out = out + (change - y if isinstance(self.parts[i].kind, Replacement) else change)
         return out
@@ -213,10 +268,10 @@ class Modules:
         return one and routing.weights is None and not torch.compiler.is_compiling()
 
     def _entered(self, routing: Routing) -> bool:
-        return any(self.parts[i].kind.enters for i in self.active(routing))
+        return self._facts(routing)[1]
 
     def _replaced(self, routing: Routing) -> bool:
-        return any(isinstance(self.parts[i].kind, Replacement) for i in self.active(routing))
+        return self._facts(routing)[2]
 
     def _replace(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
         """Each row by its module, in rooms of their own; f runs only if some row needs it. Narrow outputs are filled up."""
@@ -256,7 +311,7 @@ class Modules:
         if gathered is not None:
             return gathered
         weights = routing.dense(len(self)).to(y.dtype)
-        if len({self.kinds[i] for i in ids}) == 1 and len(ids) > 1 and self.site.form in ("linear", "transposed"):
+        if len({self.kinds[i] for i in ids}) == 1 and len(ids) > 1 and self.site.form in AFFINE:
             kind = self.parts[ids[0]].kind
             delta = kind.delta(self.stacked(ids), self.site) if isinstance(kind, ParameterComposition) else None
             if isinstance(delta, LowRank) and isinstance(delta.s, float) and delta.a.dtype == x.dtype:
@@ -336,7 +391,8 @@ class Modules:
                     else (sorted_y.new_zeros(group.stop - group.start, *sorted_y.shape[1:]))
                 )
                 continue
-            yield self._group(group, kind, f, sorted_x, sorted_y, self._at(c, p, group), full)
+            seen = c if isinstance(kind, ParameterComposition) else self._at(c, p, group)
+            yield self._group(group, kind, f, sorted_x, sorted_y, seen, full)
 
     def _at(self, c: Context, p: Plan, group: Group) -> Context:
         if p.order is not None:

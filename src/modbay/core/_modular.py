@@ -13,6 +13,7 @@ from ..errors import BayError, CompositionError
 from ..types import Labels, Params
 from ._engine import Modules, Part
 from ._function import Function
+from ._plan import Arrangement
 from ._site import describe
 
 
@@ -48,8 +49,8 @@ class Inventory:
     """What the sites of a bay share: the names of its modules in order, the number of each kind, and a route that is set."""
 
     names: list[str] = field(default_factory=list)
-    kinds: list[Any] = field(default_factory=list)
     numbers: dict[Any, int] = field(default_factory=dict)
+    empty: Arrangement = field(default_factory=Arrangement)
 
     def number(self, kind: Any) -> int:
         """The same small number for equal kinds."""
@@ -97,7 +98,7 @@ class Modular(nn.Module):
         self.inventory = inventory or Inventory()
         self.parts = nn.Module()
         self.order: list[Part | None] = []
-        self.numbers: list[int] = []
+        self.numbers = self.inventory.empty
         self.shapes: dict[int, Any] = {}
         self.router, self.aggregator = router, aggregator
         for name, kind in (modules or {}).items():
@@ -113,7 +114,7 @@ class Modular(nn.Module):
         """Add a module's part at this site, new if no parameters are given; None if the module has no part here."""
         if kind is None:
             self.order.append(None)
-            self.numbers.append(-1)
+            self.numbers = self.numbers.plus(-1)
             return
         if isinstance(kind, nn.Module):
             kind = Network(kind)
@@ -129,7 +130,7 @@ class Modular(nn.Module):
             part = Part(kind, parameters(kind, kind.init([self.site]))[self.site.name] if params is None else params)
         self.parts._modules[name] = part  # not add_module: a name such as "type" or "half" is a name, too
         self.order.append(part)
-        self.numbers.append(self._number(kind, part))
+        self.numbers = self.numbers.plus(self._number(kind, part))
 
     def _number(self, kind: Kind, part: Part) -> int:
         """The number of a kind here: another one where shapes differ (masks of several sizes)."""
@@ -138,7 +139,8 @@ class Modular(nn.Module):
 
     def unplug(self, index: int, name: str) -> None:
         """Take a module's part away."""
-        del self.order[index], self.numbers[index]
+        del self.order[index]
+        self.numbers = self.numbers.without(index)
         self.parts._modules.pop(name, None)
 
     def modules_at(self, router: Any = None) -> Modules:

@@ -5,9 +5,10 @@ side and are run as one batched product; the others are segments of their own.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -40,7 +41,44 @@ class Plan:
     slots: int
 
 
-def of_lists(rows: Sequence[Sequence[int]], kinds: Sequence[int], device: torch.device) -> Plan:
+class Arrangement:
+    """The numbers of the kinds of a site's modules, in order, −1 where a module has no part.
+
+    Sites that are alike share one object, whatever comes or goes, so that a plan made at one of them serves at all.
+    """
+
+    __slots__ = ("__weakref__", "_next", "live", "numbers")
+
+    def __init__(self, numbers: tuple[int, ...] = ()):
+        self.numbers = numbers
+        self.live = [i for i, number in enumerate(numbers) if number >= 0]
+        self._next: Any = WeakValueDictionary()
+
+    def __getitem__(self, i: int) -> int:
+        return self.numbers[i]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __reduce__(self):
+        return Arrangement, (self.numbers,)
+
+    def plus(self, number: int) -> "Arrangement":
+        """With one module more."""
+        return self._after(number, lambda: (*self.numbers, number))
+
+    def without(self, i: int) -> "Arrangement":
+        """Without module i."""
+        return self._after(("without", i), lambda: self.numbers[:i] + self.numbers[i + 1 :])
+
+    def _after(self, change: Any, numbers: Callable[[], tuple[int, ...]]) -> "Arrangement":
+        found = self._next.get(change)
+        if found is None:
+            found = self._next[change] = Arrangement(numbers())
+        return found
+
+
+def of_lists(rows: Sequence[Sequence[int]], kinds: Arrangement | Sequence[int], device: torch.device) -> Plan:
     """The plan of module ids by example, known on the host. `kinds[id]`: a number that modules of one kind share, or −1."""
     where: dict[int, list[int]] = {}
     slots = max((len(ids) for ids in rows), default=0) or 1
@@ -65,12 +103,12 @@ def of_lists(rows: Sequence[Sequence[int]], kinds: Sequence[int], device: torch.
     return Plan(tuple(groups), take, torch.tensor(back, device=device).view(-1, slots), len(order) < len(back), slots)
 
 
-def of_index(index: Tensor, kinds: Sequence[int]) -> Plan:
+def of_index(index: Tensor, kinds: Arrangement) -> Plan:
     """The plan of an index (rows, k) that lives on the device. Reads the number of rows a module back to the host."""
     rows, slots = index.shape
     flat = index.flatten()
     n = len(kinds)
-    dead = [i for i, kind in enumerate(kinds) if kind < 0]
+    dead = [i for i in range(n) if kinds[i] < 0]
     if dead:
         flat = torch.where(torch.isin(flat, torch.tensor(dead, device=flat.device)), -1, flat)
     sort = torch.argsort(flat % (n + 1), stable=True)  # −1 becomes n: last
@@ -90,16 +128,14 @@ def of_index(index: Tensor, kinds: Sequence[int]) -> Plan:
     return Plan(tuple(groups), sort[:start] // slots, back.view(rows, slots), start < len(sort), slots)
 
 
-def plan(routing: Routing, kinds: Sequence[int], rows: int, device: torch.device) -> Plan:
+def plan(routing: Routing, kinds: Arrangement, rows: int, device: torch.device) -> Plan:
     """The plan of a sparse routing of examples or tokens; made once for each arrangement of kinds, then remembered."""
-    if routing.host is not None:
-        active = tuple(dict.fromkeys(chain.from_iterable(routing.host)))
-        key = tuple(kinds[i] for i in active if i >= 0)
-        if key not in routing.cache:
-            routing.cache[key] = of_lists(routing.host, kinds, device)
-        return routing.cache[key]
-    key = tuple(kinds)
-    if key not in routing.cache:
-        assert routing.index is not None
-        routing.cache[key] = of_index(routing.index.reshape(rows, -1), kinds)
-    return routing.cache[key]
+    found = routing.cache.get(kinds)
+    if found is None:
+        if routing.host is not None:
+            found = of_lists(routing.host, kinds, device)
+        else:
+            assert routing.index is not None
+            found = of_index(routing.index.reshape(rows, -1), kinds)
+        routing.cache[kinds] = found
+    return found

@@ -23,6 +23,16 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return torch.stack([F.linear(*group) for group in zip(x, weight, biases, strict=True)])
 
 
+def add_linear(
+    y: Float[Tensor, "*rows o"], x: Float[Tensor, "*rows i"], weight: Float[Tensor, "*g o i"]
+) -> Float[Tensor, "*rows o"]:
+    """y + x Wᵀ in one product, for one module or a group of them, as `linear`."""
+    if weight.ndim == 2:
+        return torch.addmm(y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), weight.mT).view(y.shape)
+    g = len(weight)
+    return torch.baddbmm(y.reshape(g, -1, y.shape[-1]), x.reshape(g, -1, x.shape[-1]), weight.mT).view(y.shape)
+
+
 def align(vector: Float[Tensor, "*g d"], x: Tensor, axis: int = -1) -> Float[Tensor, "..."]:
     """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` (−1, −3 …) of x."""
     group = vector.shape[:-1]

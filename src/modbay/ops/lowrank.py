@@ -15,7 +15,10 @@ def lowrank(
 
 
 def lowrank_mixture(
-    x: Float[Tensor, "*rows i"], a: Float[Tensor, "s r i"], b: Float[Tensor, "s o r"], weights: Float[Tensor, "*routed s"]
+    x: Float[Tensor, "*rows i"],
+    a: Float[Tensor, "s r i"],
+    b: Float[Tensor, "s o r"],
+    weights: Float[Tensor, "*routed s"],
 ) -> Float[Tensor, "*rows o"]:
     """Σ_s w_s B_s A_s x, exactly, as one product of rank S·r.
 
