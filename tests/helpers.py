@@ -200,6 +200,7 @@ def _listed(*rows: tuple[int, ...]) -> mb.Routing:
 ROUTINGS: list[Form] = [
     Form("set-dense", lambda: mb.Routing(weights=_weights(N))),
     Form("set-sparse", lambda: mb.Routing(index=torch.tensor([2, 0]), weights=_weights(2))),
+    Form("set-all", lambda: mb.Routing(index=torch.tensor([2, 0, 3, 1]), weights=_weights(4))),
     Form("example-list", lambda: _listed((1,), (), (3,), (1,), (0,)), one=True),
     Form("example-index", lambda: mb.Routing(index=torch.tensor([[2], [0], [-1], [0], [2]])), one=True),
     Form("example-list-several", lambda: _listed((0, 1), (3,), (), (1, 0), (2, 3))),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..abstract import Aggregator, Context, Kind, ParameterComposition, Replacement, Routing, Site
+from ..abstract import Aggregator, Context, Generator, Kind, ParameterComposition, Replacement, Routing, Site
 from ..core import Network, apply, extension
 from ..errors import CompositionError
 
@@ -33,6 +33,11 @@ class ParameterAverage(Aggregator):
             raise CompositionError(
                 f"ParameterAverage(of='deltas') at site {site.name!r}: {type(kind).__name__} does not change f's "
                 f"parameters, so that it has no delta. Use of='parameters'."
+            )
+        if isinstance(kind, Generator):
+            raise CompositionError(
+                f"ParameterAverage at site {site.name!r}: {type(kind).__name__} generates parameters for each example, "
+                f"and an average of generators does not generate the average. Use WeightedSum."
             )
         if isinstance(kind, Network):
             raise CompositionError(
@@ -69,7 +74,15 @@ def _output(kind: Kind, params: Any, f: Any, x: Tensor, c: Context, site: Site, 
         return f(x + (change if live is None else _where(live, change, torch.zeros_like(change))))
     if isinstance(kind, Replacement):
         out = run(x, None)
-        return out if live is None or f is None else _where(live, out, f(x))
+        if live is None or f is None:
+            return out
+        y = f(x)  # for the rows without a module
+        if out.shape != y.shape:
+            raise CompositionError(
+                f"ParameterAverage at site {site.name!r}: {type(kind).__name__} gives {tuple(out.shape)} and f(x) is "
+                f"{tuple(y.shape)}: rows with and without a module would differ in width. Use WeightedSum (heads)."
+            )
+        return _where(live, out, y)
     y = f(x) if f is not None else torch.zeros_like(x)
     change = run(x, y)
     return y + (change if live is None else _where(live, change, torch.zeros_like(change)))

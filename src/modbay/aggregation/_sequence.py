@@ -5,6 +5,7 @@ Networks", 2016 (arXiv 1511.02799); Rosenbaum, Klinger and Riemer, "Routing Netw
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ ROUTED = "routed"
 
 
 class Sequence(Aggregator):
-    """y = f_φn ∘ … ∘ f_φ1: y_0 = f(x), then y_i = y_{i−1} + α_i Δ_i for each active module in turn, so that α gates it.
+    """y = f_φn ∘ … ∘ f_φ1: y_0 = f(x), and each active module in turn adds its α_i Δ_i to y_{i−1}, so that α gates it.
 
-    An adapter sees x and y_{i−1}, and adds Δ_i. What stands instead of f (an expert, a network) gives Δ_i =
-    m_i(y_{i−1}) − y_{i−1}; as the first, at α = 1, m_1(x) instead of f(x). Without f, y_0 = x. Rows may take different
-    modules. order: None, the bay's; names, first to last, of all modules that are ever active; or "routed", the order
-    of the slots in which an index routes each row (a program an example).
-    Raises CompositionError for a kind that changes f's parameters or input: between those there is no order.
+    An adapter's Δ_i is of x and y_{i−1}. What stands instead of f (an expert, a network) gives m_i(v_{i−1}) − y_{i−1},
+    with v_0 = x and v_i = v_{i−1} + α_i (y_i − v_{i−1}), the output so far once there is one. Without f, y_0 = x.
+    order: None, the bay's; names, first to last, of all modules that are ever active; or "routed", the order of the
+    slots in which an index routes each row (a program an example). Rows may take different modules.
+    Raises CompositionError for a kind that changes f's parameters or input, between which there is no order; and where an
+    expert is to follow with another width than the site's.
     """
 
     def __init__(self, order: list[str] | tuple[str, ...] | str | None = None):
@@ -48,14 +50,13 @@ class Sequence(Aggregator):
         if not places:
             return f(x)
         slots = self._slots(places, modules, routing)
-        y = modules.add(f, x, slots[0], c)
-        for slot in slots[1:]:
-            change = sum(modules.changes(f, v, y, route, c) for v, route in _apart(modules, places, slot, x, y))
+        instead = [i for i in places if isinstance(modules.parts[i].kind, Replacement)]
+        v, y = x, modules.add(f, x, slots[0], c)
+        for before, slot in pairwise(slots):
+            v = _moved(v, y, before, modules) if instead else v
+            change = sum(modules.changes(f, taken, y, route, c) for taken, route in _apart(places, instead, slot, x, v))
             if isinstance(change, Tensor) and change.shape != y.shape:
-                raise CompositionError(
-                    f"Sequence at site {modules.site.name!r}: a module gave {tuple(change.shape)} after "
-                    f"{tuple(y.shape)}; each must keep the shape that the one before it gave."
-                )
+                raise _misshapen(modules, y.shape, change.shape)
             y = y + change
         return y
 
@@ -105,12 +106,29 @@ def _slot(index: Tensor, weights: Tensor | None, host: Any, k: int) -> Routing:
     )
 
 
-def _apart(modules: Any, places: list[int], slot: Routing, x: Tensor, y: Tensor) -> list[tuple[Tensor, Routing]]:
-    """(what they take, their route): adapters take x beside y; what stands instead of f takes y."""
-    instead = [i for i in places if isinstance(modules.parts[i].kind, Replacement)]
+def _moved(v: Tensor, y: Tensor, slot: Routing, modules: Any) -> Tensor:
+    """v + α (y − v): what the next expert takes, after a slot."""
+    if not slot.axes and slot.weights is None:
+        return y
+    if v.shape != y.shape:
+        raise _misshapen(modules, v.shape, y.shape)
+    there = torch.tensor([kind >= 0 for kind in modules.kinds] + [False], device=y.device)[slot.index[..., 0]]  # type: ignore
+    gate = there.to(y.dtype) if slot.weights is None else there * slot.weights[..., 0].to(y.dtype)
+    return v + gate.view(*gate.shape, *[1] * (y.ndim - gate.ndim)) * (y - v)
+
+
+def _misshapen(modules: Any, before: Any, after: Any) -> CompositionError:
+    return CompositionError(
+        f"Sequence at site {modules.site.name!r}: a module follows another, but {tuple(before)} became {tuple(after)}; in "
+        f"a sequence each keeps the shape. Use WeightedSum, or route at most one module by an index without weights."
+    )
+
+
+def _apart(places: list[int], instead: list[int], slot: Routing, x: Tensor, v: Tensor) -> list[tuple[Tensor, Routing]]:
+    """(what they take, their route): adapters take x beside y; what stands instead of f takes v."""
     if len(instead) in (0, len(places)):
-        return [(y if instead else x, slot)]
-    return [(y, _only(slot, instead)), (x, _only(slot, [i for i in places if i not in instead]))]
+        return [(v if instead else x, slot)]
+    return [(v, _only(slot, instead)), (x, _only(slot, [i for i in places if i not in instead]))]
 
 
 def _only(slot: Routing, ids: list[int]) -> Routing:

@@ -183,7 +183,7 @@ class Modules:
         if weights.ndim > 1:
             weights = weights.reshape(rows, len(self))
         stack = self.stacked(ids)
-        chosen = weights if len(ids) == len(self) else weights[..., ids]
+        chosen = weights if ids == list(range(len(self))) else weights[..., ids]
         mixed = {}
         for name, tensor in stack.items():
             if tensor.is_floating_point() and name not in kind.constants:
@@ -315,7 +315,7 @@ class Modules:
             kind = self.parts[ids[0]].kind
             delta = kind.delta(self.stacked(ids), self.site) if isinstance(kind, ParameterComposition) else None
             if isinstance(delta, LowRank) and isinstance(delta.s, float) and delta.a.dtype == x.dtype:
-                chosen = weights if len(ids) == len(self) else weights[..., ids]
+                chosen = weights if ids == list(range(len(self))) else weights[..., ids]
                 return lowrank_mixture(x, delta.a, delta.b, chosen * delta.s)
         total: Any = 0.0
         for i in ids:
