@@ -283,13 +283,16 @@ class Modules:
             y = f(x) if f is not None else torch.zeros_like(x)
             y = y.flatten(0, flat - 1) if flat > 1 else y
         outs = list(self._groups(p, f, rows, y, c, full=True))
-        if p.idle:
-            outs.append(y)
+        if p.idle:  # without f, nothing is added: zeros as wide as what the modules give
+            outs.append(outs[0].new_zeros(len(rows), *outs[0].shape[1:]) if f is None and outs else y)
         elif p.order is None and len(outs) == 1:
             return outs[0].unflatten(0, x.shape[:flat]) if flat > 1 else outs[0]
         width = max(out.shape[-1] for out in outs)
         fill = float("-inf")  # of a head with fewer labels than its neighbour in the batch
-        outs = [torch.nn.functional.pad(out, (0, width - out.shape[-1]), value=fill) for out in outs]
+        outs = [
+            out if out.shape[-1] == width else torch.nn.functional.pad(out, (0, width - out.shape[-1]), value=fill)
+            for out in outs
+        ]
         out = torch.cat(outs)
         if p.back is not None:
             take = p.back[:, 0]
