@@ -107,7 +107,7 @@ class Modular(nn.Module):
             self.plug(name, kind)
         if aggregator is not None:
             aggregator.build(self.site)
-        if router is not None:
+        if router is not None and self.inventory.names:  # a bay plugs its modules in later, and builds then
             router.build(self.inventory.names, self.site)
 
     def plug(self, name: str, kind: Kind | nn.Module | None, params: Mapping[str, Tensor] | None = None) -> None:
