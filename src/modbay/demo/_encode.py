@@ -94,9 +94,13 @@ class Assistant(nn.Module):
         hidden = self.encoder(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
         return torch.cat([pooled for x in (embedded, hidden) for pooled in _mean_and_max(x, attention_mask)], dim=-1)
 
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the head sees, (batch, 4 · hidden)."""
+        return (self.pool(input_ids, attention_mask) - self.mean) / self.scale
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits over the intents, (batch, intents)."""
-        return self.head((self.pool(input_ids, attention_mask) - self.mean) / self.scale)
+        return self.head(self.features(input_ids, attention_mask))
 
     @torch.no_grad()
     def standardise(self, batches: Sequence[Batch]) -> None:
@@ -139,14 +143,18 @@ def sample(chosen: Sequence[Row], steps: int, *, size: int = 32, seed: int = 0, 
     Rows are drawn for `pool` batches at a time and sorted by length before they are cut into batches, which come in
     random order: without it more than half of a batch is padding, since Greek and Russian take twice the pieces.
     """
-    rng = Random(f"sample-{seed}")
-    count = Counter(row.language for row in chosen)
-    weights = [count[row.language] ** -0.5 for row in chosen]  # n rows at n^-½ each: √n together
+    rng, weights = Random(f"sample-{seed}"), root_weights(chosen)
     for done in range(0, steps, pool):
         now = min(pool, steps - done)
         drawn = sorted(rng.choices(chosen, weights, k=size * now), key=lambda row: len(row.pieces))
         cut = [drawn[i : i + size] for i in range(0, len(drawn), size)]
         yield from map(collate, rng.sample(cut, len(cut)))
+
+
+def root_weights(chosen: Sequence[Row]) -> list[float]:
+    """A weight a row with which a language of n rows is drawn ∝ √n: n^-½ for each of them."""
+    count = Counter(row.language for row in chosen)
+    return [count[row.language] ** -0.5 for row in chosen]
 
 
 def in_order(chosen: Sequence[Row], size: int = 64) -> Iterator[tuple[list[int], Batch]]:
