@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import modbay as mb
-from helpers import SITES, Case, cases, context, fresh, function, ids, site_of, trained
+from helpers import KINDS, SITES, Case, cases, context, fresh, function, ids, site_of, trained
 from modbay.core._engine import apply
 
 EVERY = pytest.mark.parametrize("case, place", cases(), ids=ids)
@@ -318,6 +318,28 @@ def test_full_copies_of_a_block_share_a_batch_and_each_gets_its_rows_of_the_mask
     with pytest.raises(mb.errors.SiteError, match="use_cache=False"):
         model(x, mask=mask, cache={}, task=tasks)
     model(x, mask=mask, cache={}, task="a")
+
+
+def test_the_features_of_a_batch_norm_are_its_channels():
+    x, norm = torch.randn(2, 4, 4, 4), nn.BatchNorm2d(4).eval()
+    for kind in (mb.BitFit(), mb.IA3(), mb.Bottleneck(2)):
+        layer = mb.Modular(norm, {"a": kind}, mb.Uniform(), mb.WeightedSum())
+        assert_close(layer(x), norm(x))
+        for parameter in layer.parts.parameters():
+            nn.init.normal_(parameter)
+        change = layer(x) - norm(x)
+        if isinstance(kind, mb.BitFit):
+            assert_close(change, layer.parts._modules["a"].tensors()["bias"].view(4, 1, 1).expand(2, 4, 4, 4))
+
+
+@pytest.mark.parametrize("case", [case for case in KINDS if case.generated], ids=ids)
+def test_a_hypernetwork_compiles_whole(case: Case):
+    layer = mb.Modular(site_of("linear")[0], {"a": case.make()}, mb.Uniform(), mb.WeightedSum())
+    for parameter in layer.parts.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, labels = torch.randn(3, 2, 8), torch.tensor([0, -1, 2])
+    torch._dynamo.reset()
+    close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x, language=labels), layer(x, language=labels))
 
 
 # What is refused

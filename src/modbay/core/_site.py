@@ -31,7 +31,8 @@ def _shape(module: nn.Module) -> tuple[str, int | None, int | None, int]:
     if shape is not None:
         return "other", shape[-1], shape[-1], -1
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "other", module.num_features, module.num_features, 1
+        axis = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}.get(base_type(module), -1)  # BatchNorm1d: of x (b, d)
+        return "other", module.num_features, module.num_features, axis
     if isinstance(module, nn.MultiheadAttention):
         return "other", module.embed_dim, module.embed_dim, -1
     return _inner(module)

@@ -104,7 +104,7 @@ class Hyper(Generator):
         code = code * known.unsqueeze(-1) / math.sqrt(code.shape[-1])  # (b or 1, d)
         made = {}
         for name, start in params.items():
-            if name not in self.constants:
+            if not name.startswith(STARTS):
                 continue
             name = name.removeprefix(STARTS)
             weight = params.get(WEIGHTS + name)
