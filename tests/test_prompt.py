@@ -12,8 +12,8 @@ from modbay.errors import CallError, CompositionError
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-CLOSE = dict(atol=1e-5, rtol=1e-5)
-SMALL = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def llama(cls=transformers.LlamaForCausalLM, **more):
@@ -39,7 +39,14 @@ def roberta():
 
 def t5():
     config = transformers.T5Config(
-        vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=None
+        vocab_size=50,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        eos_token_id=None,
     )
     return quiet(transformers.T5ForConditionalGeneration(config))
 
@@ -97,10 +104,14 @@ def test_mixed_batch_is_loop(name, padded):
     mask = torch.ones(3, 6, dtype=torch.long)
     if padded:  # the last row is shorter by two
         mask[2, slice(0, 2) if padded == "left" else slice(4, 6)] = 0
-        inputs["input_ids"][2] = inputs["input_ids"][2].masked_fill(mask[2] == 0, getattr(model.config, "pad_token_id", 0))
+        inputs["input_ids"][2] = inputs["input_ids"][2].masked_fill(
+            mask[2] == 0, getattr(model.config, "pad_token_id", 0)
+        )
         inputs["attention_mask"] = mask
     if name == "t5" and padded == "left":
-        pytest.skip("relative positions count padding between the prompt and the text: pad T5 on the right, as it is used")
+        pytest.skip(
+            "relative positions count padding between the prompt and the text: pad T5 on the right, as it is used"
+        )
     bay = mb.attach(model, modules=kinds, name="task")
     mixed = model(**inputs, task=labels).logits
     weight = torch.randn_like(mixed[:, :1])
@@ -126,6 +137,34 @@ def test_mixed_batch_is_loop(name, padded):
         torch.testing.assert_close(one, p.grad, **CLOSE)
 
 
+class Learned(mb.Router):
+    """A route of x, as any learned router has it: dense weights by example."""
+
+    def build(self, names, site):
+        super().build(names, site)
+        self.gate = torch.nn.Linear(site.features("inputs"), len(names))
+
+    def forward(self, x, c):
+        return mb.Routing(weights=self.gate(x.mean(1)).softmax(-1))
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_learned_route(name):
+    """Prompts mixed by what the input is, in a forward and in generation."""
+    model = MODELS[name]()
+    inputs = batch(model)
+    bay = mb.attach(model, modules=KINDS, router=Learned())
+    mixed = model(**inputs).logits
+    for i in range(3):
+        torch.testing.assert_close(model(**row(inputs, i)).logits, mixed[i : i + 1], **CLOSE)
+    mixed.sum().backward()
+    assert all(p.grad is not None for p in [*bay.parameters(), *bay.state.router.parameters()])
+    inputs.pop("decoder_input_ids", None)
+    out = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    alone = model.generate(**row(inputs, 1), max_new_tokens=3, do_sample=False)
+    assert out[1].tolist() == alone[0].tolist()
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_is_loop(name, beams):
@@ -134,7 +173,7 @@ def test_generation_is_loop(name, beams):
     left = name != "t5"
     mask[1, slice(0, 2) if left else slice(4, 6)] = 0
     ids = ids.masked_fill(mask == 0, 0)
-    how = dict(max_new_tokens=5, do_sample=False, num_beams=beams)
+    how = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
     labels = ["a", "long", None]
     mb.attach(model, modules={**KINDS, "long": mb.Prompt(5, "uniform")}, name="task")
     mixed = model.generate(input_ids=ids, attention_mask=mask, task=labels, **how)
@@ -190,8 +229,23 @@ def test_weighted_sum_of_prompts():
         next(iter(bay.parameters("c"))).copy_(0.3 * a + 0.7 * b)
     torch.testing.assert_close(model(**inputs).logits, mixed, **CLOSE)
     bay.add("long", mb.Prompt(4)).use("a", "long")
-    with pytest.raises(CompositionError, match="different lengths.*Concatenate"):
+    with pytest.raises(CompositionError, match=r"different lengths.*Concatenate"):
         model(**inputs)
+
+
+def test_parameter_average_is_the_sum():
+    """Of prompts, which are parameters; rows without a module stay the base's."""
+    model = llama()
+    inputs = batch(model)
+    table = {"both": ["a", "b"], "b": ["b"]}
+    outs = []
+    for aggregator in (mb.WeightedSum(), mb.ParameterAverage()):
+        torch.manual_seed(1)
+        alike = {name: mb.Prompt(3, "uniform") for name in "ab"}
+        bay = mb.attach(model, "", alike, mb.ByLabel("task", table), aggregator)
+        outs.append([model(**inputs, task=["both", None, "b"]).logits, model(**inputs, task="both").logits])
+        bay.detach()
+    torch.testing.assert_close(outs[0], outs[1], **CLOSE)
 
 
 def test_after_keeps_the_first_token():
@@ -217,7 +271,7 @@ def test_vision_transformer():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8
     )
     model = transformers.ViTForImageClassification(config).eval()
-    with pytest.raises(CompositionError, match="at='\\*.embeddings'"):
+    with pytest.raises(CompositionError, match=r"at='\*.embeddings'"):
         mb.attach(model, modules={"a": mb.Prompt(3)})
     pixels = torch.randn(3, 3, 16, 16)
     base = model(pixels).logits
@@ -256,6 +310,7 @@ def test_copies():
             bay.parameters("a")[0].sub_(1)
 
 
+@pytest.mark.slow
 def test_compiled():
     """One graph for all labels that are tensors."""
     model = llama(num_hidden_layers=1)
@@ -264,10 +319,11 @@ def test_compiled():
     inputs["attention_mask"] = torch.ones(3, 6, dtype=torch.long)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for labels in ([0, -1, 1], [1, 1, 0]):
+    for i, labels in enumerate(([0, -1, 1], [1, 1, 0])):
         task = torch.tensor(labels)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(**inputs, task=task).logits, model(**inputs, task=task).logits, **CLOSE)
+        with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=i > 0):
+            plain = model(**inputs, task=task).logits
+            torch.testing.assert_close(compiled(**inputs, task=task).logits, plain, **CLOSE)
 
 
 def test_what_can_not_be_right_raises():
@@ -276,6 +332,8 @@ def test_what_can_not_be_right_raises():
     inputs = batch(model)
     with pytest.raises(CallError, match="4D"):
         model(**inputs, attention_mask=torch.ones(3, 1, 6, 6, dtype=torch.bool))
+    with pytest.raises(CallError, match="packed"):
+        model(**inputs, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
     with pytest.raises(CallError, match="static cache"):
         model.generate(**inputs, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(CallError, match="assistant_model"):
@@ -293,9 +351,13 @@ def test_what_can_not_be_right_raises():
 
 
 def test_compositions_that_do_not_fit_raise():
+    bay = mb.attach(llama(), modules={"a": mb.Prompt(3)})
+    with pytest.raises(CompositionError, match="opened for prompts"):
+        bay.add("b", mb.Bottleneck(4), at="")
+    assert bay.names() == ["a"]
     with pytest.raises(CompositionError, match="second bay"):
         mb.attach(llama(), "", {"a": mb.Prompt(3), "b": mb.Bottleneck(4)})
-    with pytest.raises(CompositionError, match="Concatenate.*WeightedSum"):
+    with pytest.raises(CompositionError, match=r"Concatenate.*WeightedSum"):
         mb.attach(llama(), "*.q_proj", {"a": mb.LoRA(2)}, aggregator=mb.Concatenate())
     with pytest.raises(CompositionError, match="length=0"):
         mb.Prompt(0)

@@ -22,13 +22,13 @@ Extension = tuple[Tensor, Tensor | None]
 def extended(modular: Modular, x: Tensor, c: Context, routing: Routing | None, aggregator: Any) -> Extension | None:
     """What goes in front of each row of x at a site; None if no module is active."""
     modules = modular.modules_at()
+    route: Routing = modular.router(x, c) if routing is None else routing  # type: ignore[misc]
     if routing is None:
-        routing = modular.router(x, c)  # type: ignore[misc]
-        for name, value in routing.losses.items():
-            c.add_loss(name, value)
-    out = (aggregator or modular.aggregator).extend(modules, routing, x.shape[0], c)
+        for name, value in route.losses.items():
+            c.add_loss(modular.prefix + name, value)
+    out = (aggregator or modular.aggregator).extend(modules, route, x.shape[0], c)  # type: ignore[union-attr]
     if modular.training and torch.is_grad_enabled():
-        penalise(modules, routing, c)
+        penalise(modules, route, c)
     return out
 
 

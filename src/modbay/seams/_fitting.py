@@ -11,8 +11,9 @@ from ..core import BayState, Modular, Network, Session, describe, parameters
 from ..errors import BayError, CompositionError, LabelError
 from ..types import Params
 from ._match import Place, places
+from ._roles import role
 from ._seams import seam_for
-from ._seat import Seat
+from ._seat import Seam, Seat
 from ._swap import swap, unswap
 
 Spec = Kind | nn.Module | Mapping[Any, Kind]
@@ -72,7 +73,7 @@ class Fitting:
         router = self.make_router() if self.make_router else None
         for kind in kinds:
             (aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
-        modular = Modular(site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router)
+        modular = Modular(site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router, bay=self.state.name)
         seam = seam_for(self.model, place, kinds, seat)  # the last that can raise: a seam may change the model
         seat.put(self.state.name, modular, seam)
         self.modulars[name], self.places[name], self.state.seats[name] = modular, place, seat
@@ -90,6 +91,8 @@ class Fitting:
 
     def plug(self, name: str, pairs: Pairs, known: Mapping[str, Params] | None = None) -> None:
         """Make a module's parameters, at all its sites together, and plug them in. `known`: what will be filled in."""
+        for place, kind in pairs:
+            self._fits(place, kind)
         self._read([kind for _, kind in pairs])
         by_kind: dict[int, tuple[Kind, list[Site]]] = {}
         for place, kind in pairs:
@@ -105,6 +108,18 @@ class Fitting:
             part = modular.order[-1]
             if part is not None:
                 part.train(modular.training)
+
+    def _fits(self, place: Place, kind: Any) -> None:
+        """Raise CompositionError if the seam that is there already was made for other kinds."""
+        seat, modular = self.state.seats[place.site.name], self.modulars[place.site.name]
+        keys = [key for key, other in seat.bays._modules.items() if other is modular]  # type: ignore[union-attr]
+        seam: Seam = seat.seams[keys[0]]  # type: ignore[index, assignment]
+        if (kind.place if isinstance(kind, InputComposition) else "") != seam.place:
+            raise CompositionError(
+                f"site {place.site.name!r} of bay {self.state.name!r} was opened for "
+                f"{'prompts or prefixes' if seam.place else 'modules that change its output'}: {type(kind).__name__} "
+                f"does not fit there. Attach a second bay for it (mb.attach(…, name=…))."
+            )
 
     def _read(self, kinds: Sequence[Kind]) -> None:
         """Let the labels that these kinds read through the door; raises LabelError for one that the call owns."""
@@ -183,8 +198,10 @@ def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec) -> Pairs:
         pairs = [(place, kind) for where, kind in spec.items() for place in places(model, where)]
     else:
         where = at
-        if at is None and isinstance(spec, InputComposition) and getattr(spec, "place", "") == "input":
+        if at is None and isinstance(spec, InputComposition) and spec.place == "input":
             where = ""  # a prompt is put in front of the whole model's input
+        if at is None and isinstance(spec, InputComposition) and spec.place == "attention":
+            where = role.attention
         if where is None:
             raise BayError(f"modules[{name!r}] = {spec!r} has no place: pass at=…, or a mapping from places to kinds.")
         pairs = [(place, spec) for place in places(model, where)]

@@ -26,6 +26,8 @@ class PrefixSeam(Seam):
     and values (after the cache, which never holds them), and calls the kernel that the model's own config names.
     """
 
+    place = "attention"
+
     def __init__(self, target: nn.Module, seat: Seat):
         base = base_type(target)
         config = getattr(target, "config", None)
@@ -43,7 +45,8 @@ class PrefixSeam(Seam):
         self.owner = other is None
         self.now: tuple[Tensor, Tensor | None] | None = None  # the prefixes of the call that is under way
         self.met = False
-        _kernel(base, self.config)
+        self.source = base.__module__  # where its eager attention is written
+        _kernel(self.source, self.config)
         register()
         if self.owner:
             target.config = copy.copy(config)
@@ -84,13 +87,13 @@ def register() -> None:
     AttentionInterface.register(NAME, prefixed)
 
 
-def _kernel(base: type, config: Any) -> Callable:
+def _kernel(source: str, config: Any) -> Callable:
     """The attention function that the model would have used."""
     name = config._attn_implementation or "eager"
-    module = sys.modules[base.__module__]
+    module = sys.modules[source]
     if name not in KNOWN or not hasattr(module, "eager_attention_forward"):
         raise CompositionError(
-            f"Prefix at {base.__name__}: its attention runs as {name!r}, where prefixes have not been tried. Load the "
+            f"Prefix: the attention of {source} runs as {name!r}, where prefixes have not been tried. Load the "
             f"model with attn_implementation='sdpa' or 'eager'."
         )
     return module.ALL_ATTENTION_FUNCTIONS.get_interface(name, module.eager_attention_forward)
@@ -105,8 +108,7 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
         seam.met = True
         if seam.now is not None:
             given.append(seam.now)
-    base = base_type(module)
-    kernel = _kernel(base, seams[0].config)
+    kernel = _kernel(seams[0].source, seams[0].config)
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     flags = seams[0].config._attn_implementation == "sdpa"  # eager code knows no flag, only masks that are added
     if given:

@@ -1,7 +1,7 @@
 """Prompts: the call of the model rewritten, so that learned tokens stand in front of its input."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class PromptSeam(Seam):
     """
 
     prepares = True
+    place = "input"
 
     def __init__(self, target: nn.Module):
         base = base_type(target)
@@ -43,6 +44,7 @@ class PromptSeam(Seam):
         self.padding: int | None = padding[0] if padding else None  # RoBERTa: positions are counted from it
         self.absolute = bool(places)
         self.shifts = getattr(target, "loss_type", None) == "ForCausalLM"
+        self.pad = getattr(getattr(target, "config", None), "pad_token_id", None)
         self.pools = "pad_token_id" in inspect.unwrap(base.forward).__code__.co_names
 
     def through(self, modular: Modular, run: Callable, target: nn.Module, args: tuple, kwargs: dict, c: Context,
@@ -118,9 +120,9 @@ class PromptSeam(Seam):
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise CallError(
                 "a prompt lengthens the attention mask, which must be (batch, tokens); this one was made for every "
-                "query already (4D: a static cache, packed sequences). Use a dynamic cache and a 2D mask."
+                "query already (4D: packed sequences). Give a 2D mask, one row a sequence."
             )
-        if self.pools and mask is not None and not torch.compiler.is_compiling() and not bool(mask[:, -1].all()):
+        if self.pools and not torch.compiler.is_compiling() and not bool(self._last(k, mask).all()):
             raise CallError(
                 "this model classifies by the last token that is not padding, which it can't tell behind a prompt: pad "
                 "on the left (tokenizer.padding_side = 'left')."
@@ -144,11 +146,22 @@ class PromptSeam(Seam):
             self._targets(k, has, b, t, n, first)
         return fresh
 
+    def _last(self, k: dict, mask: Tensor | None) -> Tensor:
+        """Whether the last position of each row is text."""
+        if mask is not None:
+            return mask[:, -1]
+        ids = k.get("input_ids")
+        return torch.ones(1) if ids is None or self.pad is None else ids[:, -1] != self.pad
+
     def _place(self, k: dict, mask: Tensor | None, has: Tensor | None, sizes: tuple, fresh: bool, device: Any) -> None:
         """position_ids: of the text, moved behind the prompt of its row; of the prompt, from 0."""
         b, t, n, past, first = sizes
-        given = k.get("position_ids")
-        ids = k.get("input_ids")
+        given, ids = k.get("position_ids"), k.get("input_ids")
+        if given is not None and mask is None and not torch.compiler.is_compiling() and _restarts(given):
+            raise CallError(
+                "position_ids that start again say that sequences are packed in one row, of which only the first "
+                "would see the prompt. Give each a row of its own."
+            )
         if given is None and mask is None and has is None and (self.padding is None or ids is None):
             return  # counted by the model itself, over all that it sees
         start = 0 if self.padding is None else self.padding + 1
@@ -179,8 +192,7 @@ class PromptSeam(Seam):
         types, labels = k.get("token_type_ids"), k.get("labels")
         if types is not None:
             k["token_type_ids"] = _insert(types, types.new_zeros(len(types), n), first)
-        by_token = labels is not None and not labels.is_floating_point() and tuple(labels.shape) == (b, t)
-        if by_token and not self.two:
+        if isinstance(labels, Tensor) and self._by_token(labels, b, t):
             if self.shifts and has is not None:  # no prompt tells the first token: nor does the base alone
                 told = has.any(1) if not first else has.new_ones(b)
                 labels = torch.cat([labels[:, :1].masked_fill(~told[:, None], -100), labels[:, 1:]], 1)
@@ -188,6 +200,9 @@ class PromptSeam(Seam):
         for name in ("start_positions", "end_positions"):
             if k.get(name) is not None:
                 k[name] = k[name] + n * (k[name] >= first)
+
+    def _by_token(self, labels: Tensor, b: int, t: int) -> bool:
+        return not self.two and not labels.is_floating_point() and tuple(labels.shape) == (b, t)
 
     def _cut(self, out: Any, first: int, n: int, whole: int) -> Any:
         """The output without the virtual positions; attention weights keep them."""
@@ -199,7 +214,7 @@ class PromptSeam(Seam):
                 return cut(v) if by_token and v.shape[1] == whole else v
             return type(v)(trim(name, each) for each in v) if type(v) in (tuple, list) else v
 
-        if isinstance(out, Mapping):
+        if isinstance(out, MutableMapping):
             for name in list(out.keys()):
                 if out[name] is not None and (not self.two or name.startswith("encoder_")):
                     out[name] = trim(name, out[name])
@@ -209,6 +224,8 @@ class PromptSeam(Seam):
 
 class InsertSeam(Seam):
     """P in the output of a module that makes an embedded sequence: a vision transformer's embeddings."""
+
+    place = "input"
 
     def through(self, modular: Modular, run: Callable, target: nn.Module, args: tuple, kwargs: dict, c: Context,
                 route: Any, aggregator: Any) -> Any:  # fmt: skip
@@ -227,6 +244,10 @@ class InsertSeam(Seam):
 
 def _insert(v: Tensor, front: Tensor, first: int) -> Tensor:
     return torch.cat([v[:, :first], front, v[:, first:]], 1) if first else torch.cat([front, v], 1)
+
+
+def _restarts(position_ids: Tensor) -> bool:
+    return bool((position_ids.diff(dim=-1) != 1).any())
 
 
 def _after(modular: Modular) -> int:

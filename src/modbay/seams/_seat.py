@@ -17,6 +17,7 @@ class Seam:
     """How x and y are taken from a target's call: here, the first tensor in, and the first tensor out."""
 
     prepares = False  # whether it takes part in `generate` of the root, by a method of that name
+    place = ""  # of a seam for input compositions: theirs
 
     def through(
         self,
@@ -79,7 +80,7 @@ class Seat(nn.Module):
 
     def through(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
         """The target's call through its bays."""
-        if not self.fired:
+        if not self.fired and not torch.compiler.is_compiling():
             self.fired = True
         bays = self.bays._modules
         if not bays:
@@ -93,7 +94,9 @@ class Seat(nn.Module):
                 run = partial(self._bay, self.seams[name], modular, run, target, c, state)
         return run(*args, **kwargs)
 
-    def _bay(self, seam: Seam, modular: Modular, run: Callable, target: nn.Module, c: Context, state: BayState, *args, **kw):
+    def _bay(
+        self, seam: Seam, modular: Modular, run: Callable, target: nn.Module, c: Context, state: BayState, *args, **kw
+    ):
         route = c.routes.get(state.name)
         route = route if route is None or route.sites is None else route.at(modular.site.name)
         return seam.through(modular, run, target, args, kw, c, route, state.aggregator)
@@ -138,9 +141,9 @@ class Seat(nn.Module):
         settled = all(bay.chosen is not None or bay.router is None for bay in session.bays.values())
         if not given and settled and not prepares:
             return inner(*args, **kwargs)
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim]
-        rows = len(tensors[0]) if tensors else None
-        before, held = session.enter(given, kwargs, rows, None), session.held
+        arguments = {**dict(zip(("inputs",), args, strict=False)), **kwargs}
+        rows = next((len(v) for v in arguments.values() if isinstance(v, Tensor) and v.ndim), None)
+        before, held = session.enter(given, kwargs, rows, lambda: embedded(target, arguments)), session.held
         session.held = {**(held or {}), **given}
         try:
             return self._prepared(target, inner)(*args, **kwargs) if prepares else inner(*args, **kwargs)
@@ -184,7 +187,8 @@ def embedded(target: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """The call's input for a shared router: embeddings as given, token ids embedded, or the first tensor of floats."""
     if isinstance(arguments.get("inputs_embeds"), Tensor):
         return arguments["inputs_embeds"]
-    ids = next((v for v in arguments.values() if isinstance(v, Tensor)), None)
+    named = [arguments[k] for k in ("input_ids", "inputs") if isinstance(arguments.get(k), Tensor)]
+    ids = next((v for v in (*named, *arguments.values()) if isinstance(v, Tensor)), None)
     if ids is None:
         raise LabelError("a shared router that reads x has no tensor to read in this call.")
     if ids.is_floating_point():
