@@ -15,7 +15,7 @@ from ..errors import CompositionError
 from ..types import Params
 
 HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head")
-WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
+WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class Prefix(InputComposition):
     only serves to train. heads, head_dim: of the keys, read from the module unless given.
     The text's positions start at 0; in peft they start at n, so that a prefix trained there must have its keys turned
     back by n steps under rotary positions, and has no equal under learned ones. A module that runs several times in a
-    pass (ALBERT's) has one prefix for all of them. Raises CompositionError where a module has no heads to be read.
+    pass (ALBERT's) has one prefix for all of them. A prefix has no position, so that under rotary positions the text's
+    own must not depend on padding: with padding on the left, pass position_ids, as generate does. Attention weights
+    that are asked for have n more columns. Raises CompositionError where a module has no heads to be read.
     """
 
     batched: ClassVar[bool] = True

@@ -22,6 +22,7 @@ class PromptSeam(Seam):
     mask: ones for P, zeros where a row has no prompt, so that it equals the base alone. Positions: counted over what
     the mask shows, so that the distance from P to the text does not depend on padding. Labels −100. With a cache that
     holds P already, only the mask and positions are shifted. An encoder-decoder has P in front of the encoder.
+    Where position is a bias of the distance in the row (T5, MPT), padding on the left stands between P and the text.
     """
 
     prepares = True
