@@ -83,9 +83,9 @@ def load(
     try:
         for plan in library.plans(model, session, folder, base, allow_nan):
             options = [plan.file.record[key] for key in ("sometimes", "add_losses")]
-            state = _state(model, session, plan.file.name, plan.router, plan.aggregator, *options)
-            fitting = Fitting(model, session, state, plan.router, plan.aggregator, None)
-            with library.quiet(model):
+            with library.making(model, plan.file.path):
+                state = _state(model, session, plan.file.name, plan.router, plan.aggregator, *options)
+                fitting = Fitting(model, session, state, plan.router, plan.aggregator, None)
                 out[state.name] = _open(fitting, list(plan.places.values()), plan.pairs, freeze, plan.known)
             plan.finish(fitting)
     except BaseException:

@@ -74,8 +74,9 @@ def unfold(fitting: Fitting) -> None:
     if done is None:
         raise BayError(f"unfold: bay {state.name!r} is not folded.")
     for other in fitting.session.bays.values():
-        later = other.folded is not None and other.folded.order > done.order
-        if later and any(other.folded.owns(module, name) for module, name, _ in done.originals):
+        theirs: Folded | None = other.folded
+        later = theirs is not None and theirs.order > done.order
+        if later and any(theirs.owns(module, name) for module, name, _ in done.originals):  # type: ignore[union-attr]
             raise BayError(
                 f"unfold: bay {other.name!r} was folded after {state.name!r}, at the same sites: unfold it first."
             )
@@ -174,7 +175,7 @@ def _fits(kind: Kind, leaves: list[Delta], place: Place) -> None:
     if any(isinstance(leaf, Bias) for leaf in leaves) and site.bias is None and site.form != "embedding":
         raise CompositionError(
             f"{name} moves the bias, and the base's {base_type(target).__name__} has none: one more parameter would "
-            f"make it another architecture, whose checkpoint the base's code can't load. Serve it with the bay attached."
+            f"make it another architecture, which the base's code can't load. Serve it with the bay attached."
         )
 
 

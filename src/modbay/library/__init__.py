@@ -3,6 +3,6 @@
 from ._fingerprint import fingerprint as fingerprint
 from ._load import Plan as Plan
 from ._load import load as load
+from ._load import making as making
 from ._load import plans as plans
-from ._load import quiet as quiet
 from ._write import save as save

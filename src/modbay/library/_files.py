@@ -120,8 +120,8 @@ def refuse_pickle(path: Path) -> None:
 def _pickle(path: Path) -> str:
     return (
         f"{path} is a pickle, which runs whatever code it holds when it is loaded: modbay reads safetensors and JSON "
-        f"only. If you trust it, read it yourself by torch.load(path, weights_only=True), copy its tensors into a module "
-        f"of the same kind, and keep that by bay.save(FOLDER)."
+        f"only. If you trust it, read it yourself by torch.load(path, weights_only=True), copy its tensors into a "
+        f"module of the same kind, and keep that by bay.save(FOLDER)."
     )
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a base: a digest for each tensor of its trunk, so that a module is not put on another base unnoticed.
+"""The fingerprint of a base: a digest for each tensor of its trunk, so that no module is put on another base unnoticed.
 
 Two columns: the bytes as they are, and the bytes of the values in bfloat16, which a float32 model and its bfloat16 copy
 share. Sampling misses a single changed weight, and float16 rounds differently, so neither is used.
@@ -98,6 +98,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     }
 
 
+Columns = tuple[list[str], str, str]  # dtypes, raw, canonical
+
 PLAIN = {"float64", "float32", "bfloat16", "float16"}
 
 
@@ -112,20 +114,18 @@ def compare(theirs: Mapping[str, Any], model: nn.Module, what: str) -> None:
     table, learned = theirs.get("tensors"), set(theirs["learned"])
     ours = lines(parameters, [name for name in parameters if name not in learned])
     if table is None:
-        verdict, said = _whole(theirs, combined(ours)), "the digests of all its tensors together"
-        found = {verdict: [said]}
+        found = {_whole(theirs, combined(ours)): ["one digest for all"]}
     else:
         found = {
             "missing": [name for name in table if name not in ours],
             "new": [name for name in ours if name not in table],
         }
         for name in (name for name in ours if name in table):
-            (a, *rest), (b, *others) = table[name].split(), ours[name].split()
-            found.setdefault(_verdict([a], *rest, [b], *others), []).append(name)
+            found.setdefault(_verdict(_columns(table[name]), _columns(ours[name])), []).append(name)
     texts = {"other": "tensors differ", "missing": "tensors are missing here", "new": "tensors are new here"}
     wrong = [f"{text}: {listed(found[key])}" for key, text in texts.items() if found.get(key)]
     if wrong:
-        raise BaseMismatch(_message(what, theirs, model, "; ".join(wrong) if table else f"{said} differ"))
+        raise BaseMismatch(_message(what, theirs, model, "; ".join(wrong)))
     if found.get("half"):
         why = f"one of the two is in float16, whose rounding can't be checked ({listed(found['half'], 3)})"
         way = " Or load the base in float32 or bfloat16, load the modules, then call .half()."
@@ -135,12 +135,18 @@ def compare(theirs: Mapping[str, Any], model: nn.Module, what: str) -> None:
 
 
 def _whole(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    a, b = ([said[column] for column in ("dtypes", "digest", "canonical")] for said in (theirs, ours))
-    return _verdict(*a, *b)  # type: ignore[call-arg]
+    a, b = ((said["dtypes"], said["digest"], said["canonical"]) for said in (theirs, ours))
+    return _verdict(a, b)
 
 
-def _verdict(a: list[str], raw_a: str, bf16_a: str, b: list[str], raw_b: str, bf16_b: str) -> str:
+def _columns(line: str) -> Columns:
+    dtype, raw, canonical = line.split()
+    return [dtype], raw, canonical
+
+
+def _verdict(theirs: Columns, ours: Columns) -> str:
     """What the two columns of two tensors say: "same", "other", or why they can't be compared."""
+    (a, raw_a, bf16_a), (b, raw_b, bf16_b) = theirs, ours
     if a == b:
         return "same" if raw_a == raw_b else "other"
     if not {*a, *b} <= PLAIN:
@@ -163,6 +169,6 @@ def _by_name(theirs: Mapping[str, Any], model: nn.Module, what: str) -> None:
 def _message(what: str, theirs: Mapping[str, Any], model: nn.Module, why: str) -> str:
     made = f"{theirs['class']} {theirs['name'] or ''}".strip()
     return (
-        f"{what} was made on another base ({made}) than this {base_type(model).__name__}: {why}. Load the base that it was "
-        f'made on; or, if you know that the difference does not matter, pass base="any".'
+        f"{what} was made on another base ({made}) than this {base_type(model).__name__}: {why}. Load the base that it "
+        f'was made on; or, if you know that the difference does not matter, pass base="any".'
     )

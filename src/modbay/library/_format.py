@@ -62,8 +62,8 @@ def encode(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         return {"tensor": value.flatten().tolist(), "dtype": str(value.dtype)[6:], "shape": list(value.shape)}
     raise FileError(
-        f"{where} is {value!r}, which a file can't hold: arguments must be numbers, strings, None, tensors, kinds, routers, "
-        f"aggregators, or lists and mappings of them (with strings as keys)."
+        f"{where} is {value!r}, which a file can't hold: arguments must be numbers, strings, None, tensors, kinds, "
+        f"routers, aggregators, or lists and mappings of them (with strings as keys)."
     )
 
 
@@ -93,8 +93,8 @@ def make(said: Any, bases: tuple[type, ...], where: str) -> Any:
     cls = find(said["class"], said["module"], bases, where)
     if issubclass(cls, Network):
         raise FileError(
-            f"{where} is a network of your own, whose code a file can't hold: attach a bay with it as mb.attach did then, "
-            f"and load into that by bay.load(FOLDER)."
+            f"{where} is a network of your own, whose code a file can't hold: attach a bay with it as mb.attach did "
+            f"then, and load into that by bay.load(FOLDER)."
         )
     tuples = issubclass(cls, Kind)
     try:
@@ -103,8 +103,8 @@ def make(said: Any, bases: tuple[type, ...], where: str) -> Any:
         raise
     except Exception as error:
         raise FileError(
-            f"{where}: {said['class']} can't be made from the arguments in the file, {said['arguments']!r}: {error}. It may "
-            f"have been written by another version of {str(said['module']).partition('.')[0]}."
+            f"{where}: {said['class']} can't be made from the arguments in the file, {said['arguments']!r}: {error}. "
+            f"It may have been written by another version of {str(said['module']).partition('.')[0]}."
         ) from error
 
 
@@ -116,8 +116,8 @@ def find(name: str, module: str, bases: tuple[type, ...], where: str) -> type:
         return same[-1]  # the last, where a notebook's cell defined it again
     if not found:
         raise FileError(
-            f"{where}: no {' or '.join(base.__name__.lower() for base in bases)} {name!r} is known here. Files name classes, "
-            f"and load none: import {module!r} first, if you trust it."
+            f"{where}: no {' or '.join(base.__name__.lower() for base in bases)} {name!r} is known here. Files name "
+            f"classes, and load none: import {module!r} first, if you trust it."
         )
     if len(set(found)) > 1:
         raise FileError(f"{where}: several classes are named {name!r}: {listed(c.__module__ for c in found)}.")

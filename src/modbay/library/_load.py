@@ -1,7 +1,8 @@
 """Loading: from what was read to the parameters of a bay, new or already there. All is checked, then all is copied."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..abstract import Site
 from ..core import Session
-from ..errors import BaseMismatch, BayError, FileError, listed
+from ..errors import BaseMismatch, BayError, FileError, ModbayError, listed
 from ..seams import Fitting, Pairs, Place
 from ._files import inside
 from ._fingerprint import compare
@@ -63,8 +64,8 @@ def plans(model: nn.Module, session: Session, folder: str | Path, base: str, all
 def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, base: str, allow_nan: bool) -> None:
     """Load modules into a bay, in place, so that optimisers keep their references.
 
-    Without names: all that the file lists, and the routers and aggregators. Modules that the bay lacks are added only if
-    `add`. Raises FileError, BaseMismatch or BayError, and then nothing has changed.
+    Without names: all that the file lists, and the routers and aggregators. Modules that the bay lacks are added only
+    if `add`. Raises FileError, BaseMismatch or BayError, and then nothing has changed.
     """
     unfolded(fitting.session, "load")
     bay, modules = _read(fitting, folder, names, allow_nan)
@@ -86,8 +87,8 @@ def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, 
         _same_parts(fitting, bay)
     before = list(own)
     try:
-        with quiet(fitting.model):
-            for file in new:
+        for file in new:
+            with making(fitting.model, file.path):
                 pairs = [(fitting.places[site], kind) for site, kind in file.kinds().items()]
                 fitting.plug(file.name, pairs, file.known)
         sources = {file.name: _module(fitting, file) for file in modules}
@@ -158,8 +159,8 @@ def _same_sites(fitting: Fitting, file: ModuleFile) -> None:
     if wrong:
         said = here.get(wrong[0], "no site of this bay")
         raise FileError(
-            f"{file.path}: {len(wrong)} sites are not those of bay {fitting.state.name!r}: {wrong[0]!r} is {there[wrong[0]]} "
-            f"in the file, and here {said}. Attach the bay where it was saved, or let mb.load(model, FOLDER) attach it."
+            f"{file.path}: {len(wrong)} sites are not those of bay {fitting.state.name!r}: {wrong[0]!r} is "
+            f"{there[wrong[0]]} in the file, and here {said}. Attach the bay where it was saved, or use mb.load."
         )
 
 
@@ -172,7 +173,7 @@ def _same_kinds(fitting: Fitting, file: ModuleFile) -> None:
         if _what(here) != _what(there):
             raise FileError(
                 f"{file.path}: module {file.name!r} is {_what(there) or 'nothing'} at {site!r} in the file, and "
-                f"{_what(here) or 'nothing'} here. Remove it from the bay and load with add=True, or choose another file."
+                f"{_what(here) or 'nothing'} here. Remove it from the bay and load with add=True, or take another file."
             )
 
 
@@ -182,8 +183,8 @@ def _same_parts(fitting: Fitting, bay: BayFile) -> None:
         here, there = described(fitting, role), bay.record[role]
         if (_what(here), here["per_site"]) != (_what(there), there.get("per_site")):
             raise FileError(
-                f"{bay.path}/bay.json: the {role} is {_what(there)} (one a site: {there.get('per_site')}) in the file, and "
-                f"{_what(here)} ({here['per_site']}) here. Name the modules to load them alone, or attach an equal one."
+                f"{bay.path}/bay.json: the {role} is {_what(there)} (one a site: {there.get('per_site')}) in the "
+                f"file, and {_what(here)} ({here['per_site']}) here. Name modules to load them alone."
             )
 
 
@@ -252,7 +253,18 @@ def _mark(fitting: Fitting, file: ModuleFile, foreign: Mapping[str, str], new: b
         fitting.state.foreign[file.name] = foreign[file.name]
 
 
-def quiet(model: nn.Module) -> Any:
-    """Draw random numbers without moving the generators on: what is drawn is overwritten at once."""
+@contextmanager
+def making(model: nn.Module, path: Path) -> Iterator[None]:
+    """While parts are made that a file describes: the random numbers drawn for what is overwritten at once are not the
+    user's, and what goes wrong is the file's fault."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    return torch.random.fork_rng(devices=sorted(i for i in devices if i is not None))
+    try:
+        with torch.random.fork_rng(devices=sorted(i for i in devices if i is not None)):
+            yield
+    except ModbayError:
+        raise
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise FileError(
+            f"{path}: what the file describes can't be made here ({type(error).__name__}: {error}). It may have been "
+            f"written by another version, or edited by hand."
+        ) from error

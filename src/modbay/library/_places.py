@@ -35,7 +35,7 @@ def find_places(model: nn.Module, records: Mapping[str, Mapping[str, Any]], path
     for name, record in records.items():
         try:
             (place,) = places(model, _what(name, record))
-        except (MatchError, ValueError) as error:
+        except (MatchError, TypeError, ValueError) as error:
             raise FileError(
                 f"{path}: this model has no site {name!r}, at which the file has modules ({error})."
             ) from error

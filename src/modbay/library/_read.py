@@ -11,14 +11,7 @@ from ..abstract import Aggregator, Kind, Router
 from ..errors import FileError, listed
 from ._files import inside, read_json, read_tensors, refuse_pickle, sha256
 from ._format import FORMAT, make
-
-WANTED: dict[str, dict[str, tuple[type, ...]]] = {
-    "module.json": {"kinds": (list,), "sites": (dict,), "shared": (dict,), "frozen": (bool,), "base": (dict,)},
-    "bay.json": {
-        "position": (int,), "modules": (list,), "names": (list,), "router": (dict,), "aggregator": (dict,),
-        "sometimes": (bool,), "add_losses": (bool,), "sites": (dict,), "shared": (dict,), "base": (dict,),
-    },
-}  # fmt: skip
+from ._schema import check
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +95,7 @@ def read_module(path: Path, name: str, allow_nan: bool = False) -> ModuleFile:
         raise FileError(f"{path} has no module {name!r}: there is no folder of that name.")
     record = checked(inside(path, name, "module.json"))
     for site, said in record["sites"].items():
-        if not isinstance(said, dict) or said.get("kind") not in range(len(record["kinds"])):
+        if said["kind"] not in range(len(record["kinds"])):
             raise FileError(
                 f"{folder}/module.json: site {site!r} says no kind of the {len(record['kinds'])} in the file."
             )
@@ -118,9 +111,7 @@ def checked(path: Path) -> dict[str, Any]:
             f"{path} has format {version!r}; this modbay reads 1 … {FORMAT}. It was written by modbay "
             f"{record.get('modbay', '(unknown)')}: install that version or a newer one."
         )
-    for key, types in WANTED[path.name].items():
-        if not isinstance(record.get(key), types):
-            raise FileError(f"{path}: {key!r} is {record.get(key)!r}, but must be {types[0].__name__}: edited by hand?")
+    check(path, record)
     return record
 
 
@@ -142,18 +133,18 @@ def _tensors(path: Path, record: Mapping[str, Any], allow_nan: bool) -> dict[str
     if bad and not allow_nan:
         said = ", ".join(f"{key!r} ({n} of {tensors[key].numel()})" for key, n in list(bad.items())[:4])
         raise FileError(
-            f"{path} has values that are NaN or infinite, in {len(bad)} tensors: {said}. Its training diverged, or the file "
-            f"is damaged: take an earlier one. allow_nan=True loads it all the same."
+            f"{path} has values that are NaN or infinite, in {len(bad)} tensors: {said}. Its training diverged, or "
+            f"the file is damaged: take an earlier one. allow_nan=True loads it all the same."
         )
     return tensors | {alias: tensors[key] for alias, key in record["shared"].items()}
 
 
 def whole(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise FileError if the tensors are not those that the record was written with (one write was cut, one bit flipped)."""
+    """Raise FileError if the tensors are not those that the record was written with."""
     if "sha256" in record and sha256(path) != record["sha256"]:
         raise FileError(
-            f"{path} is not the file that the JSON beside it was written with (its SHA-256 differs): changed, damaged, or "
-            f"a save that was cut short. Save or copy both again; if it was changed on purpose, delete 'sha256' there."
+            f"{path} is not the file that the JSON beside it was written with (its SHA-256 differs): changed, "
+            f"damaged, or a save that was cut short. Copy both again; if it was changed on purpose, delete 'sha256'."
         )
 
 

@@ -1,4 +1,4 @@
-"""Writing a bay: FOLDER/<bay>/bay.json and bay.safetensors, and FOLDER/<bay>/<module>/module.json and module.safetensors.
+"""Writing a bay: FOLDER/<bay>/bay.json, bay.safetensors, and FOLDER/<bay>/<module>/module.json, module.safetensors.
 
 Format 1. One folder a module, which stands alone: it can be sent, kept and deleted by itself.
 """
@@ -24,7 +24,7 @@ def save(folder: str | Path, fitting: Fitting, *names: str) -> Path:
     """Write the bay and its modules, or only those named, and return the bay's folder.
 
     Modules that are not named are not touched, on disk or in the listing. Raises BayError for an unknown name or while
-    something is folded, BaseMismatch if the folder holds modules of another base, and FileError for what no file can hold.
+    something is folded, BaseMismatch if the folder holds modules of another base, FileError for what can't be written.
     """
     state, own = fitting.state, fitting.state.inventory.names
     unknown = [name for name in names if name not in own]
@@ -135,7 +135,7 @@ def described(fitting: Fitting, role: str) -> dict[str, Any]:
     if any(other != several[0] for other in several):
         raise FileError(
             f"bay {fitting.state.name!r} has {role}s with different arguments at its sites, which a file can't tell "
-            f"apart: {listed({str(said) for said in several}, 3)}. Let the callable make equal ones, or attach two bays."
+            f"apart: {listed({str(said) for said in several}, 3)}. Let the callable make equal ones, or attach two."
         )
     return {**several[0], "per_site": True}
 
