@@ -27,7 +27,6 @@ from ..ops import lowrank_mixture
 from ..types import Params
 from ._plan import Arrangement, Group, Plan, plan
 
-
 AFFINE = ("linear", "transposed")
 
 
@@ -259,7 +258,7 @@ class Modules:
                 out = updated(part.kind, part.tensors(), x, y, out, c, self.site)
                 continue
             change = self.one(i, f, x, y, c)
-            out = out + (change - y if isinstance(self.parts[i].kind, Replacement) else change)
+            out = out + (self._less(change, y, i) if isinstance(part.kind, Replacement) else change)
         return out
 
     def _chosen(self, routing: Routing) -> bool:
@@ -299,6 +298,32 @@ class Modules:
             out = out[torch.where(take >= len(p.order), take + torch.arange(len(take), device=take.device), take)]
         return out.unflatten(0, x.shape[:flat]) if flat > 1 else out
 
+    def _less(self, out: Tensor, y: Any, i: int) -> Tensor:
+        """m_i(x) − f(x), of what stands instead of f; a head of another width is not to be weighed."""
+        if out.shape != y.shape:
+            raise CompositionError(
+                f"site {self.site.name!r}: {type(self.parts[i].kind).__name__} gives {tuple(out.shape)} where f gives "
+                f"{tuple(y.shape)}. A module of another width can be chosen, one an example, but not weighed, nor added."
+            )
+        return out - y
+
+    def check(self, routing: Routing, x: Tensor) -> None:
+        """Raise SiteError if a routing is not for the rows of x, CompositionError if it tears apart what must not be."""
+        table = routing.weights if routing.index is None else routing.index
+        want, have = tuple(table.shape[:-1]), tuple(x.shape[: routing.axes])  # type: ignore[union-attr]
+        if want != have:
+            raise SiteError(
+                f"site {self.site.name!r} has rows {have}, but the routing is for {want}: the rows of this "
+                f"site are not the examples of the batch. Attach to another site, or route it by mb.Fixed or bay.use(name)."
+            )
+        if routing.axes == 2:
+            tied = [self.names[i] for i in self.active(routing) if not self.parts[i].kind.tokenwise]
+            if tied or self.site.axis != -1:
+                why = f"the modules {', '.join(map(repr, tied))} look at whole examples" if tied else "it has no tokens"
+                raise CompositionError(
+                    f"site {self.site.name!r}: the tokens of one example were routed apart, but {why}. Route it by example."
+                )
+
     def _sum(self, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, entering: bool) -> Any:
         """Σ_i α_i Δ_i over the modules that enter, or over those that don't; 0 if there are none."""
         if routing.axes == 0 or routing.index is None or torch.compiler.is_compiling():
@@ -324,7 +349,7 @@ class Modules:
         for i in ids:
             change = self.one(i, f, x, y, c)
             if isinstance(self.parts[i].kind, Replacement):
-                change = change - y
+                change = self._less(change, y, i)
             w = weights[..., i]
             total = total + w.view(*w.shape, *[1] * (change.ndim - w.ndim)) * change
         return total
@@ -339,20 +364,13 @@ class Modules:
         kind, chosen = self.parts[ids[0]].kind, index[:, 0]
         params = {name: tensor[chosen.clamp(min=0)] for name, tensor in self.stacked(ids).items()}
         change = apply(kind, params, f, x.unsqueeze(1), y.unsqueeze(1), c, self.site, True).squeeze(1)
-        change = change - y if isinstance(kind, Replacement) else change
+        change = self._less(change, y, ids[0]) if isinstance(kind, Replacement) else change
         w = (chosen >= 0).to(y.dtype)
         w = w if routing.weights is None else w * routing.weights[:, 0].to(y.dtype)
         return change * w.view(-1, *[1] * (change.ndim - 1))
 
     def _rows(self, x: Tensor, routing: Routing) -> tuple[Tensor, int]:
-        """x with one leading axis of routed rows, and how many axes of x that is; raises SiteError if they don't match."""
-        assert routing.index is not None
-        want, have = routing.index.shape[:-1], x.shape[: routing.axes]
-        if tuple(want) != tuple(have):
-            raise SiteError(
-                f"site {self.site.name!r} has rows {tuple(have)}, but the routing is for {tuple(want)}: the rows of this "
-                f"site are not the examples of the batch. Attach to another site, or route it by mb.Fixed or bay.use(name)."
-            )
+        """x with one leading axis of routed rows, and how many axes of x that is."""
         return (x.flatten(0, 1), 2) if routing.axes == 2 else (x, 1)
 
     def _sparse(self, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, entering: bool) -> Any:
@@ -414,7 +432,7 @@ class Modules:
             out = apply(kind, self.stacked(group.ids), f, x.unflatten(0, shape), grouped_y, c, self.site, True)
             out = out.flatten(0, 1)
         if isinstance(kind, Replacement):
-            return out if full else out - y
+            return out if full else self._less(out, y, group.ids[0])
         return y + out if full else out
 
     def changes(self, f: Any, x: Tensor, y: Any, routing: Routing, c: Context) -> Any:

@@ -91,9 +91,11 @@ class Modular(nn.Module):
         features: int | None = None,
         site: Site | None = None,
         inventory: Inventory | None = None,
+        bay: str = "",
     ):
         super().__init__()
         self.f = f
+        self.prefix = f"{bay}." if bay else ""  # of the names of losses
         self.site = site or describe("", f if isinstance(f, nn.Module) else None, features)
         self.inventory = inventory or Inventory()
         self.parts = nn.Module()
@@ -165,10 +167,12 @@ class Modular(nn.Module):
         if routing is None:
             routing = self.router(x, c)  # type: ignore[misc]
             for name, value in routing.losses.items():
-                c.add_loss(name, value)
+                c.add_loss(self.prefix + name, value)
+        if routing.axes:
+            modules.check(routing, x)
         y = (aggregator or self.aggregator)(f, x, modules, routing, c)
         if self.training and torch.is_grad_enabled():
-            penalise(modules, routing, c)
+            penalise(modules, routing, c, self.prefix)
         return y
 
     def __deepcopy__(self, memo):
@@ -185,14 +189,14 @@ class Modular(nn.Module):
         return new
 
 
-def penalise(modules: Modules, routing: Routing, c: Context) -> None:
+def penalise(modules: Modules, routing: Routing, c: Context, prefix: str = "") -> None:
     """Keep the losses that the active modules add of themselves."""
     for i in modules.active(routing):
         part = modules.parts[i]
         if type(part.kind).penalty is not Kind.penalty:
             value = part.kind.penalty(part.tensors())
             if value is not None:
-                c.add_loss(f"{modules.names[i]}.{type(part.kind).__name__}", value)
+                c.add_loss(f"{prefix}{modules.names[i]}.{type(part.kind).__name__}", value)
 
 
 def parameters(kind: Kind, made: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

@@ -73,7 +73,9 @@ class Fitting:
         router = self.make_router() if self.make_router else None
         for kind in kinds:
             (aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
-        modular = Modular(site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router, bay=self.state.name)
+        modular = Modular(
+            site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router, bay=self.state.name
+        )
         seam = seam_for(self.model, place, kinds, seat)  # the last that can raise: a seam may change the model
         seat.put(self.state.name, modular, seam)
         self.modulars[name], self.places[name], self.state.seats[name] = modular, place, seat

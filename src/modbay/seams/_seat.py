@@ -1,6 +1,5 @@
 """The seat: what sits in a target as `_bay`, holds its bays in order, and is the door if the target is the root."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -80,7 +79,7 @@ class Seat(nn.Module):
 
     def through(self, target: nn.Module, inner: Callable, args: tuple, kwargs: dict) -> Any:
         """The target's call through its bays."""
-        if not self.fired and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not self.fired:
             self.fired = True
         bays = self.bays._modules
         if not bays:
@@ -108,7 +107,7 @@ class Seat(nn.Module):
         given = {k: v for k, v in given.items() if v is not None}
         if recomputing():
             return self.through(target, inner, args, kwargs)
-        arguments = {**dict(zip(_names(type(target)._base), args, strict=False)), **kwargs}  # type: ignore[attr-defined]
+        arguments = {**dict(zip(type(target)._arguments, args, strict=False)), **kwargs}  # type: ignore[attr-defined]
         rows = next((v.shape[0] for v in arguments.values() if isinstance(v, Tensor) and v.ndim), None)
         before = session.enter(given, arguments, rows, lambda: embedded(target, arguments))
         try:
@@ -169,18 +168,6 @@ class Seat(nn.Module):
 def _forget_missing(seat: nn.Module, incompatible: Any) -> None:
     """A checkpoint of the base has none of our keys, and misses nothing."""
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if "._bay." not in f".{key}"]
-
-
-_signatures: dict[type, tuple[str, ...]] = {}
-
-
-def _names(cls: type) -> tuple[str, ...]:
-    """The names of forward's positional parameters."""
-    if cls not in _signatures:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = inspect.signature(cls.forward).parameters.values()
-        _signatures[cls] = tuple(p.name for p in parameters if p.kind in kinds)[1:]
-    return _signatures[cls]
 
 
 def embedded(target: nn.Module, arguments: Mapping[str, Any]) -> Tensor:

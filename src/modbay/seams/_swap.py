@@ -67,6 +67,7 @@ def swapped(base: type, labels: tuple[str, ...] | None) -> type:
         forward.__signature__ = _with_labels(inspect.signature(base.forward), labels or ())  # type: ignore[attr-defined]
         members: dict[str, Any] = {
             "forward": forward, "_base": base, "__reduce_ex__": functools.partialmethod(_reduce, base, labels),
+            "_arguments": _positional(base.forward),
             "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__,
         }  # fmt: skip
         if labels is not None and hasattr(base, "generate"):
@@ -82,6 +83,12 @@ def swapped(base: type, labels: tuple[str, ...] | None) -> type:
             members["__len__"] = lambda self: len(self._modules) - ("_bay" in self._modules)
         _classes[base, labels] = type(base.__name__, (Swapped, base), members)
     return _classes[base, labels]
+
+
+def _positional(forward: Any) -> tuple[str, ...]:
+    """The names of the arguments that may be given by position, without self."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)[1:]
 
 
 def _with_labels(signature: inspect.Signature, labels: Sequence[str]) -> inspect.Signature:
