@@ -444,7 +444,9 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "newer": (lambda tensors, record: rewrite_json(record, format=2), r"has format 2; this modbay reads 1 … 1"),
     "field": (lambda tensors, record: rewrite_json(record, sites=3), r"sites is 3, but must be an object"),
     "site": (
-        lambda tensors, record: rewrite_json(record, sites={"no": dict(kind=0, form="linear", inputs=8, outputs=8)}),
+        lambda tensors, record: rewrite_json(
+            record, sites={"no": {"kind": 0, "form": "linear", "inputs": 8, "outputs": 8}}
+        ),
         r"this model has no site 'no'",
     ),
     "kind": (
