@@ -95,22 +95,18 @@ class Hyper(Generator):
         return made
 
     def generate(self, params: Params, x: Tensor, c: Context) -> Params:
-        rows = len(x)
         ids = self._ids(c, x.device)
         known = ids >= 0
         code = torch.cat([params["labels"][ids.clamp(min=0)], params["site"].expand(len(ids), -1)], -1)
         if self.hidden:
             code = torch.relu(nn.functional.linear(code, params["project"], params["project_bias"]))
         code = code * known.unsqueeze(-1) / math.sqrt(code.shape[-1])  # (b or 1, d)
-        made = {}
-        for name, start in params.items():
-            if not name.startswith(STARTS):
-                continue
-            name = name.removeprefix(STARTS)
-            weight = params.get(WEIGHTS + name)
-            made[name] = start.expand(rows, *start.shape)
-            if weight is not None:
-                made[name] = made[name] + (code @ weight.flatten(0, -2).mT).view(-1, *start.shape)
+        starts = {name.removeprefix(STARTS): t for name, t in params.items() if name.startswith(STARTS)}
+        made = {name: start.expand(len(x), *start.shape) for name, start in starts.items()}
+        for name, start in starts.items():
+            if WEIGHTS + name in params:
+                weight = params[WEIGHTS + name].flatten(0, -2)
+                made[name] = made[name] + (code @ weight.mT).view(-1, *start.shape)
         return made
 
     def _ids(self, c: Context, device: torch.device) -> Tensor:
