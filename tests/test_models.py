@@ -169,6 +169,38 @@ def test_generation_with_mixed_labels_beams_and_left_padding(case):
         assert torch.equal(mixed[2 * i : 2 * i + 2, skip:], alone)
 
 
+@pytest.mark.parametrize("case", ["llama", "t5"])
+@pytest.mark.filterwarnings("ignore:.*attention mask.*")
+def test_generation_holds_what_use_set_and_what_its_input_was_routed_to(case):
+    model, inputs, attach = attached(case, router=mb.TopK(1, by="example"))
+    randomise(attach())
+    model.generation_config.pad_token_id = 0
+    options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=2, do_sample=False, input_ids=inputs["input_ids"])
+    routed = model.generate(**options)
+    route = (
+        mb.bays(model)["language"]
+        .session.bays["language"]
+        .router(model.get_input_embeddings()(inputs["input_ids"]), mb.Context())
+    )
+    names = [["en", "de"][i] for i in route.index[:, 0].tolist()]
+    for i, name in enumerate(names):
+        mb.bays(model)["language"].use({name: route.weights[i, 0].item()})
+        alone = model.generate(**{**options, "input_ids": inputs["input_ids"][i : i + 1]})
+        assert torch.equal(routed[i : i + 1], alone)
+
+
+@pytest.mark.filterwarnings("ignore:.*attention mask.*")
+def test_a_list_that_use_set_is_repeated_for_beams():
+    model, inputs, attach = attached("llama")
+    bay = attach()
+    randomise(bay)
+    model.generation_config.pad_token_id = 0
+    options = dict(max_new_tokens=4, num_beams=2, do_sample=False, input_ids=inputs["input_ids"])
+    given = model.generate(**options, language=LABELS)
+    bay.use(LABELS)
+    assert torch.equal(model.generate(**options), given)
+
+
 def test_shared_layers_are_one_site(rxnmapper):
     ids = torch.randint(20, 500, (4, 9))
     base = rxnmapper(ids).logits

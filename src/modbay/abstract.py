@@ -246,6 +246,14 @@ class Routing:
             self.cache[site] = replace(self, weights=weights, index=index, sites=None, host=None, cache={})
         return self.cache[site]
 
+    def repeated(self, k: int) -> "Routing":
+        """The routing of examples, each repeated k times in a row (beams)."""
+        if k == 1:
+            return self
+        weights, index = (None if t is None else t.repeat_interleave(k, 0) for t in (self.weights, self.index))
+        host = None if self.host is None else tuple(ids for ids in self.host for _ in range(k))
+        return replace(self, weights=weights, index=index, host=host, cache={})
+
     @property
     def axes(self) -> int:
         """0: one routing for all; 1: one an example; 2: one a token."""

@@ -85,16 +85,23 @@ class Session:
                 return found
         if self.context is not None:
             return self.context
-        return self.make({}, {}, None)  # a part of the model was called by itself: only what `use` set can route it
+        return self.make(self._set(), {}, None)  # a part of the model was called by itself: only `use` can route it
 
-    def make(self, labels: Mapping[str, Labels], arguments: Mapping[str, Any], x: Any) -> Context:
+    def _set(self) -> dict[str, Labels]:
+        """The labels that `use` set."""
+        mappings = [bay.chosen for bay in self.bays.values() if bay.enabled and isinstance(bay.chosen, Mapping)]
+        return {keyword: label for mapping in mappings for keyword, label in mapping.items()}
+
+    def make(
+        self, labels: Mapping[str, Labels], arguments: Mapping[str, Any], x: Any, rows: int | None = None
+    ) -> Context:
         """The context of a new call, each shared route computed."""
         context = Context(labels, arguments, grad=torch.is_grad_enabled(), recomputing=recomputing)
         for bay in self.bays.values():
             if not bay.enabled:
                 self._refuse_folded(bay, labels)
                 continue
-            routing = self.route(bay, context, x)
+            routing = self.route(bay, context, x, rows)
             if routing is not None:
                 context.routes[bay.name] = routing
         return context
@@ -109,15 +116,17 @@ class Session:
                 f"the same for all inputs. Call bay.unfold() first, or give no label."
             )
 
-    def route(self, bay: BayState, context: Context, x: Any) -> Routing | None:
+    def route(self, bay: BayState, context: Context, x: Any, rows: int | None) -> Routing | None:
         """The bay's route for the whole call; None if each site has a router of its own and nothing was set."""
         given = any(keyword in context.labels for keyword in bay.keywords)
         if not given and isinstance(bay.chosen, Routing):
             return bay.chosen
-        if not given and bay.chosen is not None:
-            context.labels = {**context.labels, **bay.chosen}
         if bay.router is None:
             return None
+        if self.held is not None and self.context is not None and bay.router.reads_x:
+            kept = self.context.routes.get(bay.name)  # a generation is routed by its input, not by each new token
+            if kept is not None and kept.axes == 1 and rows:
+                return kept.repeated(rows // len(kept.dense(len(bay.inventory.names))))
         value = x() if callable(x) and bay.router.reads_x else None
         routing = bay.router(value, context)
         for name, loss in routing.losses.items():
@@ -139,9 +148,9 @@ class Session:
         self.depth += 1
         before = self.context
         try:
-            labels = {**(self.held or {}), **given}
+            labels = {**self._set(), **(self.held or {}), **given}
             labels = {k: self._fit(k, v, rows, k not in given or self.held is not None) for k, v in labels.items()}
-            self.context = self.make(labels, arguments, x)
+            self.context = self.make(labels, arguments, x, rows)
         except BaseException:
             self.depth -= 1
             raise
