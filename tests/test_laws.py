@@ -3,15 +3,36 @@
 Rows of tests/helpers.py are picked up here by themselves. Numbers are compared in float64.
 """
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import modbay as mb
-from helpers import AGGREGATORS, KINDS, ROUTINGS, SITES, B, Case, Form, N, Part, T, cases, function, ids, site_of
+from helpers import (
+    AGGREGATORS,
+    KINDS,
+    ROUTERS,
+    ROUTINGS,
+    SITES,
+    B,
+    Case,
+    Form,
+    N,
+    Part,
+    T,
+    cases,
+    function,
+    ids,
+    site_of,
+)
+from modbay import core
 from modbay.core._engine import apply
 
 NAMES = ("a", "b", "c", "d")
@@ -190,8 +211,229 @@ def test_2_a_mixed_batch_is_a_loop(case: Case, place: str, part: Part, form: For
     routing = form.make()
     leaves = learned(layer, x, routing)
     want = looped(layer, x, routing, given)
-    assert_close(layer.eval()(x, routing=routing, **given), want, **EXACT)  # nothing is drawn here, so that all are equal
+    assert_close(layer.eval()(x, routing=routing, **given), want, **EXACT)  # nothing is drawn: all are equal
     got = layer.train()(x, routing=routing, **given)
     assert_close(got, want, **EXACT)
     for mine, theirs in zip(gradients(got, leaves), gradients(want, leaves), strict=True):
         assert_close(mine, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("part", ROUTERS, ids=ids)
+@pytest.mark.parametrize("kind", [mb.LoRA(2), mb.Bottleneck(3)], ids=["lora", "bottleneck"])
+def test_2_a_router_routes_a_batch_as_its_examples(part: Part, kind: mb.Kind):
+    modules = dict.fromkeys(NAMES, kind)
+    layer = shaken(mb.Modular(nn.Linear(8, 6), modules, part.make(), mb.WeightedSum()).double()).eval()
+    x, given = torch.randn(B, T, 8, dtype=torch.float64), {keyword: make(B) for keyword, make in part.labels.items()}
+    one = [layer(x[r : r + 1], **{keyword: [values[r]] for keyword, values in given.items()}) for r in range(B)]
+    assert_close(layer(x, **given), torch.cat(one), rtol=1e-6, atol=1e-6)  # routers compute in float32
+
+
+# 3: only the active run
+
+
+@EACH
+@pytest.mark.parametrize(
+    "form", [f for f in ROUTINGS if f.id in ("set-sparse", "example-list", "example-list-several")]
+)
+def test_3_only_active_modules_are_touched(case: Case, place: str, form: Form, monkeypatch):
+    if not fits(form, case, place):
+        return
+    names = (*NAMES, *(f"idle {i}" for i in range(20)))
+    layer, routing, touched = plugged(case, place, names=names), form.make(), set()
+    real = core.Part.tensors
+    monkeypatch.setattr(core.Part, "tensors", lambda self: touched.add(id(self)) or real(self))
+    layer(example(place), routing=routing, **labels(case))
+    assert touched == {id(layer.order[i]) for i in {i for row in routing.host for i in row}}
+
+
+# 4, 8: what a new module, a frozen one and one that is taken out leave as it was
+
+
+class Net(nn.Module):
+    """A site between two layers that are no site."""
+
+    def __init__(self, place: str):
+        super().__init__()
+        self.site = SITES[place].make()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.saves = False  # whether the site's activations are made anew in the backward pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(self.site, x, use_reentrant=False) if self.saves else self.site(x)
+        return torch.tanh(h * self.scale)
+
+
+def attached(case: Case, place: str) -> tuple[Net, mb.Bay]:
+    """A small network with four modules at its site, as if trained, routed by the label `which`."""
+    net = Net(place)
+    bay = mb.attach(net, at="site", modules={name: case.make() for name in NAMES}, router=mb.ByLabel("which"))
+    return shaken(net.double()), bay
+
+
+def chosen(case: Case) -> dict[str, list]:
+    """A module for each example, and one without, beside what the kind itself reads."""
+    return labels(case) | {"which": ["b", "c", "d", "b", "a"] if case.id == "head" else ["b", None, "d", "b", "a"]}
+
+
+@EVERY
+def test_4_a_new_module_changes_nothing_and_detaching_restores_every_bit(case: Case, place: str):
+    net, x = Net(place).double(), example(place)
+    state, before = copy.deepcopy(net.state_dict()), net(x)
+    bay = mb.attach(net, at="site", modules={name: case.make() for name in NAMES}, router=mb.ByLabel("which"))
+    net.double()
+    if case.make().neutral:
+        assert_close(net(x, **chosen(case)), before, **EXACT)
+    shaken(net)
+    assert bay.detach() is net and type(net) is Net and type(net.site) is type(SITES[place].make())
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in net.state_dict().items())
+    assert torch.equal(net(x), before) and all(p.requires_grad for p in net.parameters())
+
+
+@EACH
+def test_8_what_is_frozen_or_not_routed_stays_bit_for_bit(case: Case, place: str):
+    net, bay = attached(case, place)
+    given = labels(case) | {"which": ["a", "b", "a", "b", "a"]}
+    net(example(place), **given).square().sum().backward()
+    bay.freeze("b")
+    assert all(p.grad is None for p in bay.parameters("b"))
+    before, start = snapshot(bay, "b", "c", "d"), snapshot(bay, "a")
+    for parameter in net.parameters():
+        parameter.grad = None
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        net(example(place), **given).square().sum().backward()
+        assert all(p.grad is None for p in bay.parameters("b", "c", "d"))
+        optimiser.step()
+    assert all(map(torch.equal, before, snapshot(bay, "b", "c", "d")))
+    assert not all(map(torch.equal, start, snapshot(bay, "a")))
+
+
+def snapshot(bay: mb.Bay, *names: str) -> list[Tensor]:
+    return [p.detach().clone() for p in bay.parameters(*names)]
+
+
+# 9: order and removal
+
+
+@EACH
+@pytest.mark.parametrize("form", [f for f in ROUTINGS if not f.tokens], ids=ids)
+def test_9_permuting_modules_permutes_weights(case: Case, place: str, form: Form):
+    if not fits(form, case, place):
+        return
+    layer, x, routing, given = plugged(case, place), example(place), form.make(), labels(case)
+    order = [2, 0, 3, 1]
+    other = mb.Modular(layer.f, {}, mb.Uniform(), mb.WeightedSum())
+    for i in order:
+        other.inventory.names.append(NAMES[i])
+        other.plug(NAMES[i], layer.order[i].kind, dict(layer.order[i].tensors()))
+    place_of = torch.tensor([order.index(i) for i in range(N)] + [-1])
+    if routing.index is None:
+        permuted = mb.Routing(weights=routing.weights[..., order])
+    else:
+        permuted = mb.Routing(index=place_of[routing.index], weights=routing.weights)
+    assert_close(other(x, routing=permuted, **given), layer(x, routing=routing, **given), **EXACT)
+
+
+@EACH
+def test_9_removing_an_inactive_module_changes_nothing(case: Case, place: str):
+    net, bay = attached(case, place)
+    x, given = example(place), labels(case) | {"which": ["b", "d", "d", "b", "a"]}
+    before = net(x, **given)
+    bay.remove("c")
+    assert bay.names() == ["a", "b", "d"]
+    assert_close(net(x, **given), before, **EXACT)
+
+
+# 10: what torch and Python do to a model
+
+
+@EACH
+def test_10_copies_and_pickles_are_the_same_and_apart(case: Case, place: str):
+    net, _ = attached(case, place)
+    x, given = example(place).detach(), chosen(case)
+    want = net(x, **given)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_close(twin(x, **given), want, **EXACT)
+        shaken(twin)
+        assert not torch.equal(twin(x, **given), want)
+        assert torch.equal(net(x, **given), want)
+        own = {id(p) for p in net.parameters()}
+        assert not own & {id(p) for p in twin.parameters()}
+
+
+@EACH
+def test_10_autocast_and_checkpoints_give_the_same(case: Case, place: str):
+    net, _ = attached(case, place)
+    x, first = example(place), chosen(case)
+    second = first | {"which": ["d", "a", "a", "c", "b"]}
+    leaves = [p for p in net.parameters() if p.requires_grad]
+
+    def step() -> list[Tensor]:  # two forwards before one backward: each must be recomputed under its own labels
+        out = net(x, **first).square().sum() - net(x, **second).sin().sum()
+        return torch.autograd.grad(out, leaves, allow_unused=True, materialize_grads=True)
+
+    net.train()
+    want, net.saves = step(), True
+    for mine, theirs in zip(step(), want, strict=True):
+        assert_close(mine, theirs, **EXACT)
+    net.float()
+    x = x.detach().float() if x.is_floating_point() else x
+    want = net(x, **first)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(net(x, **first).float(), want, rtol=0.1, atol=0.1)
+
+
+@EACH
+def test_10_compiled_once_for_all_labels(case: Case, place: str):
+    if not keeps_width(case.id, place):
+        return  # which rows have a head is not known when the graph is made
+    net, _ = attached(case, place)
+    x = example(place).detach()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    for which in ([1, 0, 3, 1, 0], [2, 2, 2, 2, 2], [3, 1, 0, 2, -1]):
+        given = {keyword: torch.tensor([0, 1, 2, 1, 0]) for keyword in case.labels} | {"which": torch.tensor(which)}
+        want = net(x, **given)  # before it is compiled: that sites fire is noted in the first pass
+        assert_close(compiled(x, **given), want, **EXACT)
+    assert counter.frame_count == 1
+
+
+# What can't be done raises
+
+
+@EVERY
+def test_rows_that_are_not_the_routing_s_raise(case: Case, place: str):
+    layer, x = plugged(case, place), example(place)
+    for routing in (
+        mb.Routing(weights=torch.ones(B + 1, N)),
+        mb.Routing(weights=torch.ones(1, N)),
+        mb.Routing(index=torch.zeros(B - 1, 1, dtype=torch.long)),
+        mb.Routing(weights=torch.ones(B, T + 2, N)),
+    ):
+        with pytest.raises(mb.errors.SiteError, match="rows"):
+            layer(x, routing=routing, **labels(case))
+
+
+@EVERY
+def test_tokens_that_can_t_be_routed_apart_raise(case: Case, place: str):
+    layer, x = plugged(case, place), example(place)
+    rows = tuple(x.shape[:2])
+    if place == "conv2d" or not case.make().tokenwise:
+        for routing in (
+            mb.Routing(weights=torch.ones(*rows, N)),
+            mb.Routing(index=torch.zeros(*rows, 1, dtype=torch.long)),
+        ):
+            with pytest.raises(mb.errors.CompositionError, match="token"):
+                layer(x, routing=routing, **labels(case))
+
+
+def test_modules_of_another_width_can_t_be_weighed():
+    head = next(case for case in KINDS if case.id == "head")
+    layer, x = plugged(head, "linear"), example("linear")
+    for form in ROUTINGS:
+        if form.one:
+            continue
+        with pytest.raises(mb.errors.CompositionError, match="width"):
+            layer(x, routing=form.make())
