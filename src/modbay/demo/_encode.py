@@ -13,7 +13,7 @@ from random import Random
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ._data import Utterance
@@ -55,13 +55,13 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(_minilm())
 
 
-def encoder(layers: int = LAYERS) -> PreTrainedModel:
+def encoder(layers: int = LAYERS) -> BertModel:
     """MiniLM cut to its first layers, frozen, in eval mode (no dropout)."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # else it reports, at length, the pooler that we leave out
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(_minilm(), add_pooling_layer=False)
+        model = BertModel.from_pretrained(_minilm(), add_pooling_layer=False)
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -80,7 +80,7 @@ class Assistant(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, base: PreTrainedModel, intents: int):
+    def __init__(self, base: BertModel, intents: int):
         super().__init__()
         self.encoder = base
         width = 4 * base.config.hidden_size
@@ -172,4 +172,4 @@ def unknown_rate(utterances: Sequence[Utterance], pieces: PreTrainedTokenizerBas
     for u, ids in zip(utterances, encoded, strict=True):
         pieces_by_language[u.language] += ids
     unknown = pieces.unk_token_id
-    return {language: ids.count(unknown) / len(ids) for language, ids in pieces_by_language.items()}
+    return {language: sum(i == unknown for i in ids) / len(ids) for language, ids in pieces_by_language.items()}

@@ -35,5 +35,5 @@ def score(predicted: Sequence[str], truth: Sequence[Utterance]) -> Scores:
         pairs = [(p, u.intent) for p, u in zip(predicted, truth, strict=True) if u.language == language]
         accuracy[language] = sum(p == m for p, m in pairs) / len(pairs)
         said, meant = [p for p, _ in pairs], [m for _, m in pairs]
-        f1[language] = float(f1_score(meant, said, labels=sorted(set(meant)), average="macro", zero_division=0))
+        f1[language] = float(f1_score(meant, said, labels=sorted(set(meant)), average="macro"))
     return Scores(accuracy, f1)

@@ -60,7 +60,7 @@ def logits(model: nn.Module, chosen: Sequence[Row], *, call: Call = plain) -> Te
 
 def predict(model: nn.Module, chosen: Sequence[Row], intents: Sequence[str], *, call: Call = plain) -> list[str]:
     """The likeliest intent of every row."""
-    return [intents[i] for i in logits(model, chosen, call=call).argmax(dim=-1).tolist()]
+    return [intents[int(i)] for i in logits(model, chosen, call=call).argmax(dim=-1).tolist()]
 
 
 def probe(model: Assistant, chosen: Sequence[Row], steps: int, *, lr: float = 2e-3, seed: int = 0) -> Assistant:
