@@ -49,8 +49,8 @@ def attach(
     session = _session(model)
     state = _state(model, session, name, router, aggregator, sometimes, add_losses)
     fitting = Fitting(model, session, state, router, aggregator, at)
-    kinds = {module: pairs_of(model, at, module, spec) for module, spec in (modules or {}).items()}
     said = [] if at is None else places(model, at)
+    kinds = {module: pairs_of(model, at, module, spec, said) for module, spec in (modules or {}).items()}
     everywhere = list(union(said, *[[place for place, _ in pairs] for pairs in kinds.values()]).values())
     if not everywhere:
         raise BayError("attach: neither at=… nor a module says a place.")
@@ -211,7 +211,8 @@ class Bay:
         """The places of a module that is added, which the bay must have already."""
         if not isinstance(spec, Mapping) and at is None and isinstance(spec, (Kind, nn.Module)):
             return [(place, spec) for place in self.fitting.places.values()]
-        pairs = pairs_of(self.model, self.fitting.at if at is None else at, name, spec)
+        where = self.fitting.at if at is None else at
+        pairs = pairs_of(self.model, where, name, spec, [] if where is None else places(self.model, where))
         new = [place.site.name for place, _ in pairs if place.site.name not in self.modulars]
         if new:
             raise BayError(

@@ -151,6 +151,10 @@ class Scale(Delta):
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         return align(self.gain, y, site.axis) * y
 
+    def onto(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        gain = align(self.gain, y, site.axis)
+        return torch.addcmul(y, y, gain) if y.dtype == gain.dtype else y + gain * y
+
     def scale(self, factor: Tensor | float) -> "Scale":
         return replace(self, gain=grow(factor, self.gain))
 

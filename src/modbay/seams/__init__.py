@@ -13,6 +13,10 @@ from ._match import places as places
 from ._match import span as span
 from ._match import union as union
 from ._roles import Role as Role
+from ._roles import Roles as Roles
+from ._roles import collapsed as collapsed
+from ._roles import describe as describe_roles
+from ._roles import find_roles as find_roles
 from ._roles import role as role
 from ._seams import seam_for as seam_for
 from ._seat import Seam as Seam

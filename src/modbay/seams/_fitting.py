@@ -194,19 +194,16 @@ class Fitting:
                 flags[parameter].requires_grad_(wanted)
 
 
-def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec) -> Pairs:
-    """The places of one module, each with its kind there."""
+def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec, said: Sequence[Place]) -> Pairs:
+    """The places of one module, each with its kind there; `said` are those of `at`."""
     if isinstance(spec, Mapping):
         pairs = [(place, kind) for where, kind in spec.items() for place in places(model, where)]
     else:
-        where = at
-        if at is None and isinstance(spec, InputComposition) and spec.place == "input":
-            where = ""  # a prompt is put in front of the whole model's input
-        if at is None and isinstance(spec, InputComposition) and spec.place == "attention":
-            where = role.attention
-        if where is None:
+        if at is None and not isinstance(spec, InputComposition):
             raise BayError(f"modules[{name!r}] = {spec!r} has no place: pass at=…, or a mapping from places to kinds.")
-        pairs = [(place, spec) for place in places(model, where)]
+        if at is None:  # a prompt is put in front of the model's input, a prefix into every attention
+            said = places(model, "" if spec.place == "input" else role.attention)  # type: ignore[union-attr]
+        pairs = [(place, spec) for place in said]
     seen: dict[str, Kind] = {}
     for place, kind in pairs:
         if place.site.name in seen:

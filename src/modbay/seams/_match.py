@@ -51,7 +51,19 @@ def span(first: Any, last: Any) -> At:
 
 def named(model: nn.Module) -> dict[str, nn.Module]:
     """The model's own modules by dotted name, without what modbay put there."""
-    return {name: module for name, module in model.named_modules() if "_bay" not in name.split(".")}
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def walk(name: str, module: nn.Module) -> None:  # not named_modules: it would walk through thousands of parts
+        if id(module) not in seen:
+            seen.add(id(module))
+            found[name] = module
+            for child, inner in module._modules.items():
+                if inner is not None and child != "_bay":
+                    walk(f"{name}.{child}" if name else child, inner)
+
+    walk("", model)
+    return found
 
 
 def places(model: nn.Module, what: Any) -> list[Place]:
@@ -84,15 +96,14 @@ def _places(model: nn.Module, what: Any) -> list[Place]:
 
 
 def _place(model: nn.Module, name: str, features: int | None = None) -> Place:
-    modules = dict(model.named_modules())
-    if name in modules:
-        return Place(describe(name, modules[name], features), modules[name])
-    owner, _, parameter = name.rpartition(".")
-    tensor = getattr(modules[owner], parameter)
-    site = Site(
-        name, "experts", tensor.shape[-1], tensor.shape[-2], -1, tensor.device, tensor.dtype, modules[owner], parameter
-    )
-    return Place(site, modules[owner])
+    path, _, last = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if name == "" or last in owner._modules:
+        target = model.get_submodule(name)
+        return Place(describe(name, target, features), target)
+    tensor = getattr(owner, last)
+    site = Site(name, "experts", tensor.shape[-1], tensor.shape[-2], -1, tensor.device, tensor.dtype, owner, last)
+    return Place(site, owner)
 
 
 def _spans(model: nn.Module, what: At) -> list[Place]:
