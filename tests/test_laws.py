@@ -384,20 +384,35 @@ def test_10_autocast_and_checkpoints_give_the_same(case: Case, place: str):
         assert_close(net(x, **first).float(), want, rtol=0.1, atol=0.1)
 
 
-@EACH
+def once(model: nn.Module, x: Tensor, case: Case) -> None:
+    """One graph serves all labels, and gives what eager code gives."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for which in ([1, 0, 3, 1, 0], [2, 2, 2, 2, 2], [3, 1, 0, 2, -1]):
+        given = {keyword: torch.tensor([0, 1, 2, 1, 0]) for keyword in case.labels} | {"which": torch.tensor(which)}
+        want = model(x, **given)  # before it is compiled: that sites fire is noted in the first pass
+        assert_close(compiled(x, **given), want, **EXACT)
+    assert counter.frame_count == 1
+
+
+# A graph takes seconds to trace: one kind of each composition every time, and all of them in `make test-all`.
+QUICK = ("lora", "bottleneck", "ia3-input", "feed-forward", "hyper-lora")
+TRACED = [pytest.param(*pair, marks=[] if pair[0].id in QUICK else pytest.mark.slow) for pair in FIRST]
+
+
+@pytest.mark.parametrize("case, place", TRACED, ids=ids)
 def test_10_compiled_once_for_all_labels(case: Case, place: str):
     if not keeps_width(case.id, place):
         return  # which rows have a head is not known when the graph is made
-    net, _ = attached(case, place)
-    x = example(place).detach()
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(net, backend=counter, fullgraph=True)
-    for which in ([1, 0, 3, 1, 0], [2, 2, 2, 2, 2], [3, 1, 0, 2, -1]):
-        given = {keyword: torch.tensor([0, 1, 2, 1, 0]) for keyword in case.labels} | {"which": torch.tensor(which)}
-        want = net(x, **given)  # before it is compiled: that sites fire is noted in the first pass
-        assert_close(compiled(x, **given), want, **EXACT)
-    assert counter.frame_count == 1
+    layer = plugged(case, place)
+    layer.router = mb.ByLabel("which")
+    layer.router.build(layer.inventory.names, layer.site)
+    once(layer, example(place).detach(), case)
+
+
+def test_10_a_network_with_modules_compiles_once():
+    once(attached(KINDS[0], "linear")[0], example("linear").detach(), KINDS[0])
 
 
 # What can't be done raises

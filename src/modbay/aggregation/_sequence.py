@@ -24,8 +24,8 @@ class Sequence(Aggregator):
     with v_0 = x and v_i = v_{i−1} + α_i (y_i − v_{i−1}), the output so far once there is one. Without f, y_0 = x.
     order: None, the bay's; names, first to last, of all modules that are ever active; or "routed", the order of the
     slots in which an index routes each row (a program an example). Rows may take different modules.
-    Raises CompositionError for a kind that changes f's parameters or input, between which there is no order; and where an
-    expert is to follow with another width than the site's.
+    Raises CompositionError for a kind that changes f's parameters or input, between which there is no order; and where
+    an expert is to follow with another width than the site's.
     """
 
     def __init__(self, order: list[str] | tuple[str, ...] | str | None = None):
@@ -119,8 +119,8 @@ def _moved(v: Tensor, y: Tensor, slot: Routing, modules: Any) -> Tensor:
 
 def _misshapen(modules: Any, before: Any, after: Any) -> CompositionError:
     return CompositionError(
-        f"Sequence at site {modules.site.name!r}: a module follows another, but {tuple(before)} became {tuple(after)}; in "
-        f"a sequence each keeps the shape. Use WeightedSum, or route at most one module by an index without weights."
+        f"Sequence at site {modules.site.name!r}: a module follows another, but {tuple(before)} became {tuple(after)}; "
+        f"in a sequence each keeps the shape. Use WeightedSum, or route at most one module by an index without weights."
     )
 
 
