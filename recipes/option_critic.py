@@ -163,16 +163,14 @@ def option_critic(args: argparse.Namespace, seed: int) -> tuple[np.ndarray, mb.M
                 target = done + args.discount * (1 - done) * u
                 advantage = critic[at] - value if args.baseline else critic[at]
                 critic[at] += args.lr_critic * learns * (target - critic[at])
-            losses = (
-                args.lr_critic / 2 * (target - value).square()
-                - args.lr_intra * args.temperature * advantage * log_pi
-                + args.lr_term * (1 - done) * (now["stay"] - now["best"]) * now["returns"]
+            factors = (  # of the gradients of Q_Ω, log π_ω and β_ω: each has its rate, so descent has rate one
+                args.lr_critic * learns * (value.detach() - target),
+                -args.lr_intra * args.temperature * learns * advantage,
+                args.lr_term * learns * (1 - done) * (now["stay"] - now["best"]),
             )
-            (losses * learns).sum().backward()
-            for p in (
-                parameters
-            ):  # gradient descent at rate one: each loss brings its own, and options not in force have no grad
-                if p.grad is not None:
+            torch.autograd.backward((value, log_pi, now["returns"]), factors)
+            for p in parameters:
+                if p.grad is not None:  # an option that no learner follows has none
                     p.data, p.grad = p.data.sub_(p.grad), None
         log_p = (preferences / args.temperature).log_softmax(-1)
         action = draw(log_p.detach())
