@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from modbay.errors import ModbayError, RoleError
-from modbay.seams._roles import NAMES, Role, describe, find_roles, match_role, role
+from modbay.seams._roles import NAMES, Role, describe_roles, find_roles, match_role, role
 
 TEXT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=50)
 GROUPED = dict(TEXT, num_key_value_heads=2, pad_token_id=0)
@@ -455,15 +455,15 @@ def test_vocabulary():
 
 
 def test_describe():
-    rows = {row.pattern: row for row in describe(build("bert"))}
+    rows = {row.pattern: row for row in describe_roles(build("bert"))}
     query = rows["bert.encoder.layer.*.attention.self.query"]
     assert (query.type, query.shape, query.count, query.roles) == ("Linear", "32 → 32", 2, "query")
     assert rows["bert.encoder.layer.*"].roles == "block" and rows["bert.encoder.layer.*"].type == "BertLayer"
     assert rows["bert.encoder.layer.*.intermediate.dense"].roles == "ffn_in"
     assert rows["bert.embeddings.word_embeddings"].shape == "50 × 32"
-    doubtful = {row.pattern: row.roles for row in describe(build("longformer"))}
+    doubtful = {row.pattern: row.roles for row in describe_roles(build("longformer"))}
     assert doubtful["longformer.encoder.layer.*.attention.self.query_global"] == "query?"
-    experts = [row for row in describe(build("mixtral")) if row.type == "Parameter"]
+    experts = [row for row in describe_roles(build("mixtral")) if row.type == "Parameter"]
     assert [(row.pattern, row.count) for row in experts] == [
         ("model.layers.*.mlp.experts.gate_up_proj", 2),
         ("model.layers.*.mlp.experts.down_proj", 2),
@@ -474,5 +474,5 @@ def test_described_patterns_match():
     """What `inspect` prints can be pasted into `at`."""
     model = build("t5")
     names = [name for name, _ in model.named_modules()]
-    for row in describe(model):
+    for row in describe_roles(model):
         assert len(fnmatch.filter(names, row.pattern)) >= row.count

@@ -15,7 +15,7 @@ from ._match import union as union
 from ._roles import Role as Role
 from ._roles import Roles as Roles
 from ._roles import collapsed as collapsed
-from ._roles import describe as describe_roles
+from ._roles import describe_roles as describe_roles
 from ._roles import find_roles as find_roles
 from ._roles import role as role
 from ._seams import seam_for as seam_for

@@ -325,7 +325,7 @@ class Row:
     roles: str  # `query`; with a question mark if in doubt
 
 
-def describe(model: nn.Module) -> list[Row]:
+def describe_roles(model: nn.Module) -> list[Row]:
     """One row for each group of modules with weights that differ only in the numbers of their layers, in order."""
     structure = Structure(model)
     roles = _find(structure)
