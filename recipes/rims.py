@@ -12,8 +12,8 @@ Goyal, Lamb, Hoffmann, Sodhani, Levine, Bengio and Schölkopf, "Recurrent Indepe
     f  none             a cell that is not active keeps its state
 
 Where it differs: the official code lets active cells attend to the steps that inactive cells did not take, too; here,
-as in the paper, they see the state that those kept. Its dropout (0.5, and 0.1 in the attention) and its first weights of
-0.01 are for 600 units: here there is none unless asked for, and weights start as large as their inputs are few.
+as in the paper, they see the state that those kept. Its dropout (0.5, and 0.1 in the attention) and its small first
+weights (0.01) are for 600 units: here there is none unless asked for, and weights start larger.
 
     python recipes/rims.py [--steps 3000] [--seeds 0 1 2] [--smoke]
 """
