@@ -1,6 +1,5 @@
 """The equation as code: Modular, the sites, the session of a call, and the engine that runs modules in groups."""
 
-from ._engine import Modules as Modules
 from ._engine import Part as Part
 from ._engine import apply as apply
 from ._extension import extended as extended
@@ -10,6 +9,7 @@ from ._modular import Inventory as Inventory
 from ._modular import Modular as Modular
 from ._modular import Network as Network
 from ._modular import parameters as parameters
+from ._modules import Modules as Modules
 from ._session import BayState as BayState
 from ._session import Session as Session
 from ._session import recomputing as recomputing

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..abstract import Context, InputComposition, Routing
 from ..errors import CompositionError, SiteError
-from ._engine import Modules
 from ._modular import Modular, penalise
+from ._modules import Modules
 
 Extension = tuple[Tensor, Tensor | None]
 """E (b, …, n, d), and which of its n places a row has, (b, n); None where every row has all."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..abstract import Aggregator, Context, Kind, Replacement, Router, Routing, Site
 from ..errors import BayError, CompositionError
 from ..types import Labels, Params
-from ._engine import Modules, Part
+from ._engine import Part
 from ._function import Function
+from ._modules import Modules
 from ._plan import Arrangement
 from ._site import describe
 

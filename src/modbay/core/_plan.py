@@ -39,6 +39,7 @@ class Plan:
     back: Tensor | None
     idle: bool
     slots: int
+    alone: bool = False  # whether every row has one module, and all are of one kind
 
 
 class Arrangement:
@@ -94,13 +95,16 @@ def of_lists(rows: Sequence[Sequence[int]], kinds: Arrangement | Sequence[int], 
         groups.append(Group(tuple(ids), start, each))
         start = groups[-1].stop
     order = [pair for group in groups for i in group.ids for pair in where[i]]
+    alone = slots == 1 and len(order) == len(rows) and len({kind for kind, _ in alike}) == 1
     if slots == 1 and order == list(range(len(rows))):
-        return Plan(tuple(groups), None, None, False, 1)
+        return Plan(tuple(groups), None, None, False, 1, alone)
     back = [len(order)] * (len(rows) * slots)
     for place, pair in enumerate(order):
         back[pair] = place
     take = torch.tensor([pair // slots for pair in order], dtype=torch.long, device=device)
-    return Plan(tuple(groups), take, torch.tensor(back, device=device).view(-1, slots), len(order) < len(back), slots)
+    return Plan(
+        tuple(groups), take, torch.tensor(back, device=device).view(-1, slots), len(order) < len(back), slots, alone
+    )
 
 
 def of_index(index: Tensor, kinds: Arrangement) -> Plan:

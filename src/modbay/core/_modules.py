@@ -1,0 +1,147 @@
+"""The modules of one site in one call: what an aggregator is given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..abstract import Context, Kind, Replacement, Routing, Site
+from ..errors import CompositionError, SiteError
+from ..types import Params
+from . import _sums
+from ._engine import apply
+from ._plan import Arrangement
+
+
+class Modules:
+    """The modules of one site in one call: what an aggregator is given to run them, all of it grouped."""
+
+    __slots__ = ("kinds", "names", "parts", "router", "site")
+
+    def __init__(self, parts: Sequence[Any], kinds: Arrangement, site: Site, names: Sequence[str], router: Any):
+        self.parts, self.kinds, self.site, self.names, self.router = parts, kinds, site, names, router
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def route(self, x: Tensor, c: Context) -> Routing:
+        """Ask the router again, with another input (recursion, trees)."""
+        return self.router(x, c)
+
+    def active(self, routing: Routing) -> list[int]:
+        """The modules that a routing for the whole batch names, as far as the host knows: else all of them."""
+        return self.facts(routing)[0]
+
+    def facts(self, routing: Routing) -> tuple[list[int], bool, bool]:
+        """(the active modules, whether one enters f, whether one replaces it), found once a routing and arrangement."""
+        key = ("facts", self.kinds)
+        found = routing.cache.get(key)
+        if found is None:
+            host = routing.host
+            said = self.kinds.live if host is None else dict.fromkeys(i for ids in host for i in ids)
+            ids = [i for i in said if i >= 0 and self.kinds[i] >= 0]
+            kinds = [self.parts[i].kind for i in ids]
+            enters, replaces = any(k.enters for k in kinds), any(isinstance(k, Replacement) for k in kinds)
+            found = routing.cache[key] = (ids, enters, replaces)
+        return found
+
+    def one(self, i: int, f: Any, x: Tensor, y: Any, c: Context) -> Tensor:
+        """What module i adds to y = f(x) for all rows; for a replacement, its output."""
+        part = self.parts[i]
+        return apply(part.kind, part.tensors(), f, x, y, c, self.site, False)
+
+    def output(self, i: int, f: Any, x: Tensor, c: Context, y: Any = None) -> Tensor:
+        """m_i(x): the output of the site with module i alone."""
+        kind = self.parts[i].kind
+        if isinstance(kind, Replacement):
+            return self.one(i, f, x, None, c)
+        if kind.enters:
+            return f(x + self.one(i, f, x, x, c))
+        y = (f(x) if f is not None else torch.zeros_like(x)) if y is None else y
+        return y + self.one(i, f, x, y, c)
+
+    def stacked(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """The parameters of modules of one kind, along a new leading axis. What they share is expanded, not copied."""
+        parts = self.parts
+        several = [parts[i].tensors() for i in ids]
+        first, last, stack = several[0], several[-1], {}
+        for name, tensor in first.items():
+            if last[name] is tensor and all(other[name] is tensor for other in several):
+                stack[name] = tensor.expand(len(ids), *tensor.shape)
+            else:
+                stack[name] = torch.stack([other[name] for other in several])
+        return stack
+
+    def averaged(self, routing: Routing, rows: int) -> tuple[Kind, Params, bool]:
+        """(kind, Σ_i α_i φ_i, whether an example): the modules' parameters, averaged; they must be of one kind."""
+        ids = self.active(routing)
+        weights = routing.dense(len(self))
+        kind = self.alike(ids)
+        if weights.ndim > 1:
+            weights = weights.reshape(rows, len(self))
+        stack = self.stacked(ids)
+        chosen = weights if ids == list(range(len(self))) else weights[..., ids]
+        mixed = {}
+        for name, tensor in stack.items():
+            if tensor.is_floating_point() and name not in kind.constants:
+                flat = chosen.to(tensor.dtype) @ tensor.flatten(1)
+                mixed[name] = flat.view(*flat.shape[:-1], *tensor.shape[1:])
+            else:
+                same = all(torch.equal(tensor[0], other) for other in tensor[1:])
+                if not same:
+                    raise CompositionError(
+                        f"ParameterAverage at site {self.site.name!r}: {type(kind).__name__}'s {name!r} is not learned and "
+                        f"differs between modules, so that their parameters have no average; use of='deltas' or WeightedSum."
+                    )
+                mixed[name] = tensor[0].expand(rows, *tensor.shape[1:]) if weights.ndim > 1 else tensor[0]
+        return kind, mixed, weights.ndim > 1
+
+    def alike(self, ids: Sequence[int]) -> Kind:
+        """The one kind of these modules; raises CompositionError if there are several, or none."""
+        kinds = {self.kinds[i]: self.parts[i].kind for i in ids}
+        if len(kinds) != 1:
+            raise CompositionError(
+                f"the parameters of {len(kinds)} kinds at site {self.site.name!r} can't be averaged: "
+                f"{', '.join(sorted(repr(kind) for kind in kinds.values())) or 'no module is here'}. Use WeightedSum."
+            )
+        return next(iter(kinds.values()))
+
+    def check(self, routing: Routing, x: Tensor) -> None:
+        """Raise SiteError if a routing is not for the rows of x, CompositionError if it tears apart what must not be."""
+        table = routing.weights if routing.index is None else routing.index
+        want, have = tuple(table.shape[:-1]), tuple(x.shape[: routing.axes])  # type: ignore[union-attr]
+        if want != have:
+            raise SiteError(
+                f"site {self.site.name!r} has rows {have}, but the routing is for {want}: the rows of this "
+                f"site are not the examples of the batch. Attach to another site, or route it by mb.Fixed or bay.use(name)."
+            )
+        if routing.axes == 2:
+            tied = [self.names[i] for i in self.active(routing) if not self.parts[i].kind.tokenwise]
+            if tied or self.site.axis != -1:
+                why = f"the modules {', '.join(map(repr, tied))} look at whole examples" if tied else "it has no tokens"
+                raise CompositionError(
+                    f"site {self.site.name!r}: the tokens of one example were routed apart, but {why}. Route it by example."
+                )
+
+    def outputs(self, f: Any, x: Tensor, routing: Routing, c: Context) -> tuple[Tensor, Any]:
+        """(m_i(x) stacked along a new first axis, y = f(x)): one entry a slot of the routing, or one a module."""
+        y = f(x) if f is not None else None
+        if routing.axes == 0 or routing.index is None:
+            return torch.stack([self.output(i, f, x, c, y) for i in self.active(routing)]), y
+        slots = [Routing(index=routing.index[..., k : k + 1]) for k in range(routing.index.shape[-1])]
+        plain = y is not None and not self.facts(routing)[2] and not self.facts(routing)[1]
+        run = (lambda slot: y + self.changes(f, x, y, slot, c)) if plain else (lambda slot: self.add(f, x, slot, c))
+        return torch.stack([run(slot) for slot in slots]), y
+
+    def add(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
+        """f(x) + Σ_i α_i Δ_i, where a replacement's Δ is m(x) − f(x). Only active modules run."""
+        return _sums.add(self, f, x, routing, c)
+
+    def changes(self, f: Any, x: Tensor, y: Any, routing: Routing, c: Context) -> Any:
+        """Σ_i α_i Δ_i, given y = f(x), of the modules that act on the output; 0 if there are none."""
+        return _sums.changes(self, f, x, y, routing, c)
+
+    def mix(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
+        """Σ_i α_i m_i(x) of replacements, without f. Only active ones run; a row without any is zero."""
+        return _sums.mix(self, f, x, routing, c)
