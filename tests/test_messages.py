@@ -138,7 +138,7 @@ def test_names_of_modules():
 def test_a_second_root():
     model = nn.ModuleDict({"inner": Model()})
     attach(model["inner"])
-    with pytest.raises(mb.errors.BayError, match="'inner'.*same root"):
+    with pytest.raises(mb.errors.BayError, match=r"'inner'.*same root"):
         mb.attach(model, "inner.query", {"a": mb.LoRA(2)}, name="outer")
 
 

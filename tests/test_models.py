@@ -160,7 +160,7 @@ def test_generation_with_mixed_labels_beams_and_left_padding(case):
     ids, mask = inputs["input_ids"], torch.ones(4, 6, dtype=torch.long)
     mask[0, :2] = mask[3, :3] = 0
     ids = ids.masked_fill(mask == 0, 0)
-    options = dict(max_new_tokens=5, num_beams=3, num_return_sequences=2, do_sample=False, min_new_tokens=5)
+    options = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "min_new_tokens": 5}
     mixed = model.generate(input_ids=ids, attention_mask=mask, language=LABELS, **options)
     for i, label in enumerate(LABELS):
         skip = 0 if case == "t5" else int((mask[i] == 0).sum())
@@ -175,7 +175,13 @@ def test_generation_holds_what_use_set_and_what_its_input_was_routed_to(case):
     model, inputs, attach = attached(case, router=mb.TopK(1, by="example"))
     randomise(attach())
     model.generation_config.pad_token_id = 0
-    options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=2, do_sample=False, input_ids=inputs["input_ids"])
+    options = {
+        "max_new_tokens": 4,
+        "min_new_tokens": 4,
+        "num_beams": 2,
+        "do_sample": False,
+        "input_ids": inputs["input_ids"],
+    }
     routed = model.generate(**options)
     route = (
         mb.bays(model)["language"]
@@ -195,7 +201,7 @@ def test_a_list_that_use_set_is_repeated_for_beams():
     bay = attach()
     randomise(bay)
     model.generation_config.pad_token_id = 0
-    options = dict(max_new_tokens=4, num_beams=2, do_sample=False, input_ids=inputs["input_ids"])
+    options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False, "input_ids": inputs["input_ids"]}
     given = model.generate(**options, language=LABELS)
     bay.use(LABELS)
     assert torch.equal(model.generate(**options), given)

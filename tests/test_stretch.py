@@ -55,7 +55,7 @@ def test_factors_shared_across_sites():
 
 @dataclass(frozen=True)
 class FromInput(mb.Generator):
-    kind: mb.Kind = mb.LoRA(2)
+    kind: mb.Kind
 
     def init(self, sites):
         inner = self.kind.init(sites)
@@ -67,10 +67,12 @@ class FromInput(mb.Generator):
 
 
 def test_parameters_generated_per_example():
-    layer = mb.Modular(nn.Linear(8, 6), {"g": FromInput()}, mb.ByLabel("task"), mb.WeightedSum())
+    layer = mb.Modular(nn.Linear(8, 6), {"g": FromInput(mb.LoRA(2))}, mb.ByLabel("task"), mb.WeightedSum())
     x = torch.randn(3, 8)
     y = layer(x, task=["g", None, "g"])
-    a, b = ((x[0] @ w.mT).view(s) for w, s in zip(layer.parts._modules["g"].parameters(), [(2, -1), (-1, 2)], strict=True))
+    a, b = (
+        (x[0] @ w.mT).view(s) for w, s in zip(layer.parts._modules["g"].parameters(), [(2, -1), (-1, 2)], strict=True)
+    )
     torch.testing.assert_close(y[0], layer.f(x[0]) + b @ a @ x[0])
     torch.testing.assert_close(y[1], layer.f(x[1]))
 
@@ -144,7 +146,7 @@ def test_a_route_for_the_whole_path():
     path.genotype = torch.tensor([[2], [3]])
     target = model(x)
     path.genotype = torch.tensor([[0], [0]])
-    fitness = lambda g: (setattr(path, "genotype", g), -(model(x) - target).square().mean().item())[1]  # noqa: E731
+    fitness = lambda g: (setattr(path, "genotype", g), -(model(x) - target).square().mean().item())[1]
     for _ in range(200):  # a tournament of two: the loser becomes a mutated copy of the winner
         rival = torch.where(torch.rand(2, 1) < 0.5, torch.randint(4, (2, 1)), path.genotype)
         path.genotype = max(path.genotype, rival, key=fitness)
@@ -289,3 +291,26 @@ def test_base_weights_trained_under_masks():
     torch.optim.SGD([model[0].weight], lr=0.1).step()
     assert (model[0].weight[4:] == before[4:]).all() and (model[0].weight[:4] != before[:4]).any()
     assert not torch.equal(model(x, task="first"), out)
+
+
+# A kind that reads its example's label, under tokens that are routed apart.
+
+
+@dataclass(frozen=True)
+class Speaker(mb.FunctionComposition):
+    def init(self, sites):
+        return {s.name: {"shift": torch.ones(s.outputs)} for s in sites}
+
+    def change(self, params, x, y, c):
+        loud = torch.tensor([float(label == "loud") for label in c.label("speaker")])
+        return loud.view(-1, *[1] * (y.ndim - 1)) * params["shift"]
+
+
+def test_the_context_of_routed_tokens_is_that_of_their_examples():
+    class Alternate(mb.Router):
+        def forward(self, x, c):
+            return mb.Routing(index=(torch.arange(x.shape[1]) % 2).expand(x.shape[:2]).unsqueeze(-1))
+
+    layer = mb.Modular(nn.Identity(), {"a": Speaker(), "b": Speaker()}, Alternate(), mb.WeightedSum(), features=4)
+    y = layer(torch.zeros(3, 5, 4), speaker=["loud", "still", "loud"])
+    assert (y[0] == 1).all() and (y[1] == 0).all() and (y[2] == 1).all()

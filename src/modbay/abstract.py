@@ -299,11 +299,11 @@ class Aggregator(nn.Module, ABC):
         """Make the parameters that depend on the site. Here: none."""
 
     def admit(self, kind: Kind, site: Site) -> None:
-        """Raise CompositionError if this kind can't be aggregated so at this site. Here: any kind that has an output."""
+        """Raise CompositionError if this kind can't be aggregated so at this site. Here: any that has an output."""
         if isinstance(kind, InputComposition) and type(self).extend is Aggregator.extend:
             raise CompositionError(
-                f"{type(self).__name__} at site {site.name!r}: it aggregates outputs, and {type(kind).__name__} has none of "
-                f"its own. Use WeightedSum or Concatenate for input compositions."
+                f"{type(self).__name__} at site {site.name!r}: it aggregates outputs, and {type(kind).__name__} has "
+                f"none of its own. Use WeightedSum or Concatenate for input compositions."
             )
 
     def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
@@ -312,8 +312,8 @@ class Aggregator(nn.Module, ABC):
         None instead of the places: each row has all; None instead of both: there is nothing. Here: it can't be done.
         """
         raise CompositionError(
-            f"{type(self).__name__} at site {modules.site.name!r}: it aggregates outputs, and a prompt or prefix has none. "
-            f"Use WeightedSum or Concatenate for input compositions."
+            f"{type(self).__name__} at site {modules.site.name!r}: it aggregates outputs, and a prompt or prefix has "
+            f"none. Use WeightedSum or Concatenate for input compositions."
         )
 
     def arguments(self) -> dict[str, Any]:

@@ -210,7 +210,7 @@ class Bay:
     def _known(self, name: str, spec: Spec, at: Any) -> Pairs:
         """The places of a module that is added, which the bay must have already."""
         if not isinstance(spec, Mapping) and at is None and isinstance(spec, (Kind, nn.Module)):
-            return [(place, spec) for place in self.fitting.places.values()]
+            return [(place, spec) for place in self.fitting.places.values()]  # type: ignore[misc]
         where = self.fitting.at if at is None else at
         pairs = pairs_of(self.model, where, name, spec, [] if where is None else places(self.model, where))
         new = [place.site.name for place, _ in pairs if place.site.name not in self.modulars]
@@ -295,7 +295,7 @@ class Bay:
     def parameter_groups(
         self, lr: float, router_lr: float | None = None, aggregator_lr: float | None = None
     ) -> list[dict]:
-        """Groups for an optimiser: modules, routers, aggregators, each with its learning rate; what is frozen left out."""
+        """Groups for an optimiser: modules, routers, aggregators, each with its learning rate; frozen ones left out."""
         routers = [self.state.router, *[m.router for m in self.modulars.values()]]
         aggregators = [self.state.aggregator, *[m.aggregator for m in self.modulars.values()]]
         groups = [
@@ -311,7 +311,8 @@ class Bay:
         """A table: each module with its kinds, sites, and parameters."""
         rows = [("module", "kind", "sites", "parameters", "learning")]
         for name in self.names():
-            parts = [m.parts._modules[name] for m in self.modulars.values() if name in m.parts._modules]
+            parts: list[Any] = [m.parts._modules.get(name) for m in self.modulars.values()]
+            parts = [part for part in parts if part is not None]
             own = self.parameters(name)
             kinds = dict.fromkeys(repr(part.kind) for part in parts)
             learning = sum(p.numel() for p in own if p.requires_grad)
@@ -388,7 +389,7 @@ class Bay:
                 f"{listed(reversed(order[order.index(self.state.name) + 1 :]))} first."
             )
         if keep != (self.state.folded is not None):
-            said = "is not folded, so that there is nothing to keep" if keep else "is folded: unfold it first, or keep=True"
+            said = "is not folded: there is nothing to keep" if keep else "is folded: unfold it first, or keep=True"
             raise BayError(f"detach(keep={keep}): bay {self.state.name!r} {said}.")
         for target in [place.target for place in self.fitting.places.values()]:
             if "_base" not in type(target).__dict__ or "forward" in target.__dict__:

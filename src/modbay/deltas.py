@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
-    """The site's linear map, without bias, with another weight in its own layout; for one module, or a group of them."""
+    """The site's linear map, without bias, by another weight in its own layout; for one module, or a group of them."""
     base: Tensor = site.weight
     if weight.ndim > base.ndim and site.form not in ("linear", "transposed"):
         return torch.func.vmap(lambda w, v: act(site, w, v))(weight, x)
@@ -26,7 +27,7 @@ def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
     if site.form == "embedding":
         return F.embedding(x, weight)
     if site.form == "convolution":
-        m = site.module
+        m: Any = site.module
         return CONVOLUTIONS[weight.ndim - 3](x, weight, None, m.stride, m.padding, m.dilation, m.groups)
     raise CompositionError(
         f"site {site.name!r} ({type(site.module).__name__}) has no weight that a parameter composition could change: "

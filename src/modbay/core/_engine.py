@@ -26,7 +26,7 @@ AFFINE = ("linear", "transposed")
 
 
 class Part(nn.Module):
-    """One module's share of one site: its kind, and its parameters there. A network of the user's own is its own kind."""
+    """One module's share of one site: its kind, and its parameters there."""
 
     def __init__(self, kind: Kind, tensors: Params):
         super().__init__()

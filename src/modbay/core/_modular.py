@@ -1,6 +1,5 @@
 """Modular: the equation y = A(f, x, {m_i}, r(x, c), c) as one module."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,14 +39,10 @@ class NetworkPart(Part):
         super().__init__(kind, {})
         self.network = kind.network
 
-    def __setstate__(self, state):  # a copy holds a copy of the network, and its kind must hold that one
-        super().__setstate__(state)
-        self.kind = Network(self.network)
-
 
 @dataclass(eq=False)
 class Inventory:
-    """What the sites of a bay share: the names of its modules in order, the number of each kind, and a route that is set."""
+    """What the sites of a bay share: the names of its modules in order, and a number for each kind."""
 
     names: list[str] = field(default_factory=list)
     numbers: dict[Any, int] = field(default_factory=dict)
@@ -72,9 +67,11 @@ class Inventory:
 class Modular(nn.Module):
     """y = A(f, x, {m_1 … m_n}, r(x, c), c): modules plugged into f, or into nothing.
 
-        moe = mb.Modular(None, {"a": mb.FeedForward(64), "b": mb.FeedForward(64)}, mb.TopK(1), mb.Mixture(), features=32)
+        experts = {"a": mb.FeedForward(64), "b": mb.FeedForward(64)}
+        moe = mb.Modular(None, experts, mb.TopK(1), mb.Mixture(), features=32)
         y = moe(x)
-        layer = mb.Modular(nn.Linear(8, 8), {"en": mb.LoRA(4), "de": mb.LoRA(4)}, mb.ByLabel("language"))
+        loras = {"en": mb.LoRA(4), "de": mb.LoRA(4)}
+        layer = mb.Modular(nn.Linear(8, 8), loras, mb.ByLabel("language"), mb.WeightedSum())
         y = layer(x, language=["en", "de", None])
 
     f: a module or function of x, or None. modules: kinds, or networks of your own, by name. x: (b, …, d). Labels are
@@ -95,6 +92,11 @@ class Modular(nn.Module):
         bay: str = "",
     ):
         super().__init__()
+        if inventory is None and (router is None or aggregator is None):
+            lack = "router" if router is None else "aggregator"
+            raise CompositionError(
+                f"Modular without {lack}: a layer of its own needs both, mb.ByLabel(…) and mb.WeightedSum(), say."
+            )
         self.f = f
         self.prefix = f"{bay}." if bay else ""  # of the names of losses
         self.site = site or describe("", f if isinstance(f, nn.Module) else None, features)
@@ -123,7 +125,8 @@ class Modular(nn.Module):
             kind = Network(kind)
         if not isinstance(kind, Kind):
             raise CompositionError(
-                f"modules[{name!r}] = {kind!r}: a module is a kind (mb.LoRA(8), …) or an nn.Module, not {type(kind).__name__}."
+                f"modules[{name!r}] = {kind!r}: a module is a kind (mb.LoRA(8), …) or an nn.Module, not "
+                f"{type(kind).__name__}."
             )
         if self.aggregator is not None:
             self.aggregator.admit(kind, self.site)
@@ -152,7 +155,7 @@ class Modular(nn.Module):
     def forward(
         self, x: Tensor, *, routing: Routing | None = None, context: Context | None = None, **labels: Labels
     ) -> Tensor:
-        """The output for x; by a routing that was made elsewhere if one is given, in a context that is kept if it is."""
+        """The output for x, by the router's routing or by one that is given, in a context that can be given, too."""
         f = (
             Function(self.f, (x,), {}, self.f if isinstance(self.f, nn.Module) else None)
             if self.f is not None
@@ -162,32 +165,19 @@ class Modular(nn.Module):
         c.labels = {**c.labels, **labels}
         return self.run(f, x, c, routing)
 
-    def run(self, f: Function | None, x: Tensor, c: Context, routing: Routing | None = None, aggregator=None) -> Tensor:
+    def run(self, f: Function | None, x: Tensor, c: Context, route: Routing | None = None, aggregator=None) -> Tensor:
         """The equation in a context that is given; with a routing that was made elsewhere, or the router's own."""
         modules = self.modules_at()
-        if routing is None:
-            routing = self.router(x, c)  # type: ignore[misc]
+        routing: Routing = self.router(x, c) if route is None else route  # type: ignore[misc]
+        if route is None:
             for name, value in routing.losses.items():
                 c.add_loss(self.prefix + name, value)
         if routing.axes:
             modules.check(routing, x)
-        y = (aggregator or self.aggregator)(f, x, modules, routing, c)
+        y = (aggregator or self.aggregator)(f, x, modules, routing, c)  # type: ignore[misc]
         if self.training and torch.is_grad_enabled():
             penalise(modules, routing, c, self.prefix)
         return y
-
-    def __deepcopy__(self, memo):
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        nn.Module.__init__(new)
-        for key, value in self.__dict__.items():
-            new.__dict__[key] = copy.deepcopy(value, memo)
-        names = {
-            id(old): copied
-            for old, copied in zip(self.parts._modules.values(), new.parts._modules.values(), strict=True)
-        }
-        new.order = [None if part is None else names[id(part)] for part in self.order]
-        return new
 
 
 def penalise(modules: Modules, routing: Routing, c: Context, prefix: str = "") -> None:

@@ -91,8 +91,8 @@ class Modules:
                 same = all(torch.equal(tensor[0], other) for other in tensor[1:])
                 if not same:
                     raise CompositionError(
-                        f"ParameterAverage at site {self.site.name!r}: {type(kind).__name__}'s {name!r} is not learned and "
-                        f"differs between modules, so that their parameters have no average; use of='deltas' or WeightedSum."
+                        f"ParameterAverage at site {self.site.name!r}: {type(kind).__name__}'s {name!r} is not learned "
+                        f"and differs between modules, so that they have no average; use of='deltas' or WeightedSum."
                     )
                 mixed[name] = tensor[0].expand(rows, *tensor.shape[1:]) if weights.ndim > 1 else tensor[0]
         return kind, mixed, weights.ndim > 1
@@ -108,20 +108,21 @@ class Modules:
         return next(iter(kinds.values()))
 
     def check(self, routing: Routing, x: Tensor) -> None:
-        """Raise SiteError if a routing is not for the rows of x, CompositionError if it tears apart what must not be."""
+        """Raise SiteError if a routing is not for the rows of x, CompositionError if it parts what must not be."""
         table = routing.weights if routing.index is None else routing.index
         want, have = tuple(table.shape[:-1]), tuple(x.shape[: routing.axes])  # type: ignore[union-attr]
         if want != have:
             raise SiteError(
-                f"site {self.site.name!r} has rows {have}, but the routing is for {want}: the rows of this "
-                f"site are not the examples of the batch. Attach to another site, or route it by mb.Fixed or bay.use(name)."
+                f"site {self.site.name!r} has rows {have}, but the routing is for {want}: the rows of this site are "
+                f"not the examples of the batch. Attach to another site, or route it by mb.Fixed or bay.use(name)."
             )
         if routing.axes == 2:
             tied = [self.names[i] for i in self.active(routing) if not self.parts[i].kind.tokenwise]
             if tied or self.site.axis != -1:
                 why = f"the modules {', '.join(map(repr, tied))} look at whole examples" if tied else "it has no tokens"
                 raise CompositionError(
-                    f"site {self.site.name!r}: the tokens of one example were routed apart, but {why}. Route it by example."
+                    f"site {self.site.name!r}: the tokens of one example were routed apart, but {why}. "
+                    f"Route it by example."
                 )
 
     def outputs(self, f: Any, x: Tensor, routing: Routing, c: Context) -> tuple[Tensor, Any]:

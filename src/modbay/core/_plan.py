@@ -31,8 +31,8 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """order (N,): the row of each sorted pair, None where rows are in order already; back (rows, k): where each pair went,
-    N for none, None where `order` is None and every row has one module; idle: whether some pair has no module."""
+    """order (N,): the row of each sorted pair, None where rows are in order already; back (rows, k): where each pair
+    went, N for none, None where `order` is None; idle: whether some pair has no module."""
 
     groups: tuple[Group, ...]
     order: Tensor | None
@@ -80,7 +80,7 @@ class Arrangement:
 
 
 def of_lists(rows: Sequence[Sequence[int]], kinds: Arrangement | Sequence[int], device: torch.device) -> Plan:
-    """The plan of module ids by example, known on the host. `kinds[id]`: a number that modules of one kind share, or −1."""
+    """The plan of module ids by example, known on the host."""
     where: dict[int, list[int]] = {}
     slots = max((len(ids) for ids in rows), default=0) or 1
     for row, ids in enumerate(rows):
@@ -102,9 +102,8 @@ def of_lists(rows: Sequence[Sequence[int]], kinds: Arrangement | Sequence[int], 
     for place, pair in enumerate(order):
         back[pair] = place
     take = torch.tensor([pair // slots for pair in order], dtype=torch.long, device=device)
-    return Plan(
-        tuple(groups), take, torch.tensor(back, device=device).view(-1, slots), len(order) < len(back), slots, alone
-    )
+    places = torch.tensor(back, device=device).view(-1, slots)
+    return Plan(tuple(groups), take, places, len(order) < len(back), slots, alone)
 
 
 def of_index(index: Tensor, kinds: Arrangement) -> Plan:

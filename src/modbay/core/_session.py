@@ -108,12 +108,14 @@ class Session:
 
     def _refuse_folded(self, bay: BayState, labels: Mapping[str, Labels]) -> None:
         """Raise LabelError for a label that only a folded bay reads: the weights hold one route for all."""
-        given = [keyword for keyword in bay.keywords if keyword in labels] if bay.folded is not None else []
+        if bay.folded is None:
+            return
+        given = [keyword for keyword in bay.keywords if keyword in labels]
         heard = {keyword for other in self.bays.values() if other.enabled for keyword in other.keywords}
         if not heard.issuperset(given):
             raise LabelError(
-                f"{given[0]}=…: bay {bay.name!r} is folded into the base's weights ({listed(bay.folded.weights)}), which are "
-                f"the same for all inputs. Call bay.unfold() first, or give no label."
+                f"{given[0]}=…: bay {bay.name!r} is folded into the base's weights ({listed(bay.folded.weights)}), "
+                f"which are the same for all inputs. Call bay.unfold() first, or give no label."
             )
 
     def route(self, bay: BayState, context: Context, x: Any, rows: int | None) -> Routing | None:
@@ -141,8 +143,8 @@ class Session:
             thread = threading.get_ident()
             if self.depth and self.owner != thread:
                 raise CallError(
-                    "a second thread called the model while a call was under way: the labels of one call would route the "
-                    "other. Call one model from one thread at a time, or give each thread a deepcopy."
+                    "a second thread called the model while a call was under way: the labels of one call would route "
+                    "the other. Call one model from one thread at a time, or give each thread a deepcopy."
                 )
             self.owner = thread
         self.depth += 1
@@ -167,12 +169,12 @@ class Session:
             k = rows // n
             return label.repeat_interleave(k) if isinstance(label, Tensor) else [i for i in label for _ in range(k)]
         raise LabelError(
-            f"{keyword}={n} labels for a batch of {rows} examples: too {'few' if n < rows else 'many'}. Give one label an "
-            f"example (None for the base alone), or a single name for all."
+            f"{keyword}={n} labels for a batch of {rows} examples: too {'few' if n < rows else 'many'}. Give one label "
+            f"an example (None for the base alone), or a single name for all."
         )
 
     def leave(self, before: Context | None, out: Any) -> None:
-        """End a call that went well: check that sites fired, and know the call's context again when its backward begins."""
+        """End a call that went well: check that sites fired, and know its context again when its backward begins."""
         context = self.context
         self.abandon(before)
         if torch.compiler.is_compiling():
@@ -200,10 +202,10 @@ class Session:
             silent = [site for site, seat in bay.seats.items() if not seat.fired]
             if silent and not bay.sometimes:
                 raise SiteError(
-                    f"bay {name!r}: {len(silent)} of {len(bay.seats)} sites never fired in the first pass: {listed(silent)}. "
-                    f"Their modules would never learn or act. The module may be called by another name (a shared embedding), "
-                    f"or through its weight only; choose another site (modbay inspect shows them), or pass sometimes=True "
-                    f"to mb.attach if it runs for some inputs only."
+                    f"bay {name!r}: {len(silent)} of {len(bay.seats)} sites never fired in the first pass: "
+                    f"{listed(silent)}. Their modules would never learn or act. The module may be called by another "
+                    f"name (a shared embedding), or through its weight only; choose another site (modbay inspect shows "
+                    f"them), or pass sometimes=True to mb.attach if it runs for some inputs only."
                 )
             self.unchecked.discard(name)
 

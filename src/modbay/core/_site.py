@@ -1,5 +1,7 @@
 """What can be read from a module before it runs: how its weight acts, and how wide its input and output are."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,8 @@ def is_conv1d(module: nn.Module) -> bool:
 def _shape(module: nn.Module) -> tuple[str, int | None, int | None, int]:
     """(form, inputs, outputs, feature axis) of one module."""
     if is_conv1d(module):
-        return "transposed", module.weight.shape[0], module.weight.shape[1], -1
+        shape: Any = module.weight.shape
+        return "transposed", shape[0], shape[1], -1
     if isinstance(module, nn.Embedding):
         return "embedding", module.num_embeddings, module.embedding_dim, -1
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -3,7 +3,7 @@
 `m` is a site's Modules; p a Plan. Rows are examples, or tokens flattened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,14 +98,14 @@ def _chosen(m: Any, routing: Routing) -> bool:
 
 def _replace(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     """Each row by its module, in rooms of their own; f runs only if some row needs it. Narrow outputs are filled up."""
-    rows, flat = _rows(m, x, routing)
+    rows, flat, tokens = _rows(x, routing)
     p = plan(routing, m.kinds, len(rows), x.device)
-    y = None
+    y: Any = None
     needs = p.idle or not all(isinstance(m.parts[g.ids[0]].kind, Replacement) for g in p.groups)
     if needs:
         y = f(x) if f is not None else torch.zeros_like(x)
         y = y.flatten(0, flat - 1) if flat > 1 else y
-    outs = list(_groups(m, p, f, rows, y, c, full=True))
+    outs = list(_groups(m, p, f, rows, y, c, tokens, full=True))
     if p.idle:  # without f, nothing is added: zeros as wide as what the modules give
         outs.append(outs[0].new_zeros(len(rows), *outs[0].shape[1:]) if f is None and outs else y)
     elif p.order is None and len(outs) == 1:
@@ -119,7 +119,8 @@ def _replace(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     out = torch.cat(outs)
     if p.back is not None:
         take = p.back[:, 0]
-        out = out[torch.where(take >= len(p.order), take + torch.arange(len(take), device=take.device), take)]
+        done = sum(len(group.ids) * group.each for group in p.groups)  # beyond it stands y, row by row
+        out = out[torch.where(take >= done, take + torch.arange(len(take), device=take.device), take)]
     return out.unflatten(0, x.shape[:flat]) if flat > 1 else out
 
 
@@ -166,7 +167,7 @@ def _dense(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, e
 
 
 def _gathered(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, ids: Sequence[int]) -> Any:
-    """Under compile, one module an example: its parameters gathered by index. Shapes are static; None if it can't be."""
+    """Under compile, one module an example: its parameters gathered by index, in static shapes; None if it can't."""
     index = routing.index
     if index is None or index.ndim != 2 or index.shape[-1] != 1 or len({m.kinds[i] for i in ids}) > 1:
         return None
@@ -181,17 +182,17 @@ def _gathered(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context
     return change * w.view(-1, *[1] * (change.ndim - 1))
 
 
-def _rows(m: Any, x: Tensor, routing: Routing) -> tuple[Tensor, int]:
-    """x with one leading axis of routed rows, and how many axes of x that is."""
-    return (x.flatten(0, 1), 2) if routing.axes == 2 else (x, 1)
+def _rows(x: Tensor, routing: Routing) -> tuple[Tensor, int, int]:
+    """x with one leading axis of routed rows, how many axes of x that is, and how many rows an example has."""
+    return (x.flatten(0, 1), 2, x.shape[1]) if routing.axes == 2 else (x, 1, 1)
 
 
 def _sparse(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, entering: bool) -> Any:
     """Rows sorted by module, one product a group, and each row's changes gathered back, weighted and summed."""
-    rows, flat = _rows(m, x, routing)
+    rows, flat, tokens = _rows(x, routing)
     p = plan(routing, m.kinds, len(rows), x.device)
     outputs = y.flatten(0, 1) if flat == 2 else y
-    outs = list(_groups(m, p, f, rows, outputs, c, entering=entering))
+    outs = list(_groups(m, p, f, rows, outputs, c, tokens, entering=entering))
     return _back(m, outs, p, rows, routing, x, flat) if outs else 0.0
 
 
@@ -214,27 +215,28 @@ def _back(m: Any, outs: Sequence[Tensor], p: Plan, rows: Tensor, routing: Routin
     return change.unflatten(0, x.shape[:flat]) if flat == 2 else change
 
 
-def _groups(m: Any, p: Plan, f: Any, x: Tensor, y: Any, c: Context, full: bool = False, entering: bool = False):
+def _groups(
+    m: Any, p: Plan, f: Any, x: Tensor, y: Any, c: Context, tokens: int, full: bool = False, entering: bool = False
+) -> Iterator[Tensor]:
     """The changes, or with `full` the outputs, of each group in the plan's order, flat in rows."""
     sorted_x = x if p.order is None else x[p.order]
-    sorted_y = y if p.order is None or y is None else y[p.order]
+    sorted_y: Any = y if p.order is None or y is None else y[p.order]
     for group in p.groups:
         kind = m.parts[group.ids[0]].kind
         if kind.enters != entering:
-            yield (
-                sorted_x.new_zeros(group.stop - group.start, *sorted_x.shape[1:])
-                if entering
-                else (sorted_y.new_zeros(group.stop - group.start, *sorted_y.shape[1:]))
-            )
+            like = sorted_x if entering else sorted_y
+            yield like.new_zeros(group.stop - group.start, *like.shape[1:])
             continue
-        seen = c if isinstance(kind, ParameterComposition) else _at(m, c, p, group)
+        seen = c if isinstance(kind, ParameterComposition) else _at(c, p, group, tokens)
         yield _group(m, group, kind, f, sorted_x, sorted_y, seen, full)
 
 
-def _at(m: Any, c: Context, p: Plan, group: Group) -> Context:
-    if p.order is not None:
-        return c.at(p.order[group.start : group.stop])
-    return c if len(p.groups) == 1 else c.at(torch.arange(group.start, group.stop))
+def _at(c: Context, p: Plan, group: Group, tokens: int) -> Context:
+    """The context of a group's rows: their examples, of which each has so many tokens."""
+    if p.order is None and len(p.groups) == 1 and tokens == 1:
+        return c
+    rows = torch.arange(group.start, group.stop) if p.order is None else p.order[group.start : group.stop]
+    return c.at(rows if tokens == 1 else rows // tokens)
 
 
 def _group(m: Any, group: Group, kind: Kind, f: Any, x: Tensor, y: Any, c: Context, full: bool) -> Tensor:
@@ -250,7 +252,7 @@ def _group(m: Any, group: Group, kind: Kind, f: Any, x: Tensor, y: Any, c: Conte
         out = out.flatten(0, 1)
     if isinstance(kind, Replacement):
         return out if full else _less(m, out, y, group.ids[0])
-    return y + out if full else out
+    return y + out if full else out  # type: ignore[operator]
 
 
 def changes(m: Any, f: Any, x: Tensor, y: Any, routing: Routing, c: Context) -> Any:
@@ -266,9 +268,9 @@ def mix(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
         outs = [(weights[..., i], m.one(i, f, x, None, c)) for i in ids]
         return sum(w.to(o.dtype).view(*w.shape, *[1] * (o.ndim - w.ndim)) * o for w, o in outs)  # type: ignore
     if ids:
-        rows, flat = _rows(m, x, routing)
+        rows, flat, tokens = _rows(x, routing)
         p = plan(routing, m.kinds, len(rows), x.device)
-        outs = list(_groups(m, p, f, rows, None, c, full=True))
+        outs = list(_groups(m, p, f, rows, None, c, tokens, full=True))
         if outs:
             return _back(m, outs, p, rows, routing, x, flat)
     return x.new_zeros(*x.shape[:-1], m.site.outputs or x.shape[-1], dtype=m.site.dtype)

@@ -31,9 +31,12 @@ class ByLabel(Router):
         self.remembered: dict = {}
 
     def build(self, names: Sequence[str], site: Site) -> None:
-        self.names = tuple(names)
-        self.remembered = {}
         place = {name: i for i, name in enumerate(names)}
+        gone = set(self.names) - set(place)  # modules that were removed leave the table, too
+        if self.table is not None and gone:
+            kept = {label: [name for name in several if name not in gone] for label, several in self.table.items()}
+            self.table = {label: several for label, several in kept.items() if several}
+        self.names, self.remembered = tuple(names), {}
         table = {name: [name] for name in names} if self.table is None else self.table
         unknown = [name for several in table.values() for name in several if name not in place]
         if unknown:
@@ -41,20 +44,36 @@ class ByLabel(Router):
         self.ids = {label: tuple(place[name] for name in several) for label, several in table.items()}
         self.labels = list(self.ids)
 
+    def rename(self, old: str, new: str) -> None:
+        self.names = tuple(new if name == old else name for name in self.names)
+        if self.table is not None:
+            self.table = {k: [new if name == old else name for name in v] for k, v in self.table.items()}
+
+    def allocate(self, label: str, *names: str) -> None:
+        """Let a label, new or not, mean these modules, which must be in the bay."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise LabelError(f"allocate({label!r}, …): no modules {listed(unknown)}; there are {listed(self.names)}.")
+        own: Mapping[str, Sequence[str]] = {name: [name] for name in self.names} if self.table is None else self.table
+        self.table = {**own, label: list(names)}
+        place = {name: i for i, name in enumerate(self.names)}
+        self.ids = {label: tuple(place[name] for name in several) for label, several in self.table.items()}
+        self.labels, self.remembered = list(self.ids), {}
+
     def forward(self, x: Tensor | None, c: Context) -> Routing:
         given = c.label(self.label)
         if isinstance(given, Tensor):
             return self._of_tensor(given)
         return self._remember(given if isinstance(given, str) else tuple(given))
 
-    def _remember(self, given: str | None | tuple[str | None, ...]) -> Routing:
+    def _remember(self, given: str | tuple[str | None, ...] | None) -> Routing:
         if given not in self.remembered:
             if len(self.remembered) >= REMEMBERED:
                 self.remembered.pop(next(iter(self.remembered)))
             self.remembered[given] = self._of_names(given)
         return self.remembered[given]
 
-    def _of_names(self, given: str | None | tuple[str | None, ...]) -> Routing:
+    def _of_names(self, given: str | tuple[str | None, ...] | None) -> Routing:
         if not isinstance(given, tuple):
             ids = self._lookup(given)
             return Routing(index=torch.tensor(ids, dtype=torch.long), host=(ids,))
@@ -81,7 +100,7 @@ class ByLabel(Router):
                 f"{listed(self.labels)}, −1 for the base alone."
             )
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
-            numbers = given.tolist() if given.ndim else [given.item()]
+            numbers: list[int] = given.reshape(-1).tolist()
             bad = [i for i in numbers if not -1 <= i < len(self.labels)]
             if bad:
                 raise LabelError(

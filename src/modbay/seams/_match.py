@@ -67,7 +67,7 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def places(model: nn.Module, what: Any) -> list[Place]:
-    """The places that `what` says, in the model's order, each once; raises MatchError if a part of it matches nothing."""
+    """The places that `what` says, in the model's order; raises MatchError if a part of it matches nothing."""
     found: dict[str, Place] = {}
     for one in what if isinstance(what, (list, tuple)) else [what]:
         for place in _places(model, one):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..abstract import Context, ParameterComposition, Routing
-from ..core import Function, Modular
+from ..core import Function
 from ..errors import CompositionError, SiteError
 from ._seat import Seam
 
@@ -47,7 +47,7 @@ class Entry:
 
 
 class SpanSeam(Seam):
-    """x is the input of one module, y the output of a later one: f is all that lies between, and can't be called again."""
+    """x is the input of one module, y the output of a later one: f is all between, and can't be called again."""
 
     def __init__(self, first: nn.Module, name: str):
         self.first, self.name, self.entry = first, name, Entry()
@@ -118,6 +118,6 @@ def one_for_all(route: Routing, name: str) -> Routing:
         ids = route.host[0]
         return Routing(index=torch.tensor(ids, dtype=torch.long), host=(ids,))
     raise SiteError(
-        f"site {name!r} is a parameter shared by all rows of the batch, so that rows can't be routed apart: give one label "
-        f"for all, or bay.use(name)."
+        f"site {name!r} is a parameter shared by all rows of the batch, so that rows can't be routed apart: give one "
+        f"label for all, or bay.use(name)."
     )

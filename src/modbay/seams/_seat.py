@@ -54,8 +54,8 @@ class Seat(nn.Module):
 
     def forward(self, *args, **kwargs):
         raise SiteError(
-            "a module that runs all its children in turn ran modbay's seat, which is none of them: attach to the children, "
-            "or to a parent that calls them by name."
+            "a module that runs all its children in turn ran modbay's seat, which is none of them: attach to the "
+            "children, or to a parent that calls them by name."
         )
 
     def put(self, name: str, modular: Modular, seam: Seam) -> None:
@@ -81,7 +81,7 @@ class Seat(nn.Module):
         """The target's call through its bays."""
         if not torch.compiler.is_compiling() and not self.fired:
             self.fired = True
-        bays = self.bays._modules
+        bays: Any = self.bays._modules
         if not bays:
             return inner(*args, **kwargs)
         session = self.session
@@ -159,10 +159,10 @@ class Seat(nn.Module):
                 inner = partial(seam.generate, modular, inner, target, c, c.routes.get(state.name), state.aggregator)  # type: ignore[attr-defined]
         return inner
 
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         if destination is not None and not self.session.shown:
             return destination  # a parent asks: the base's keys stay as they were
-        return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)  # type: ignore
 
 
 def _forget_missing(seat: nn.Module, incompatible: Any) -> None:

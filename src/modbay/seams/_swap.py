@@ -106,5 +106,5 @@ def _reduce(self, base: type, labels: tuple[str, ...] | None, protocol: int = 2)
 
 
 def _rebuild(base: type, labels: tuple[str, ...] | None) -> nn.Module:
-    cls = swapped(base, labels)
+    cls: Any = swapped(base, labels)
     return cls.__new__(cls)
