@@ -33,7 +33,7 @@ def fit(
     *,
     call: Call = plain,
 ) -> nn.Module:
-    """Train what `groups` names on `steps` batches; everything else stays as it is. Returns the model.
+    """Train what `groups` names on `steps` batches; everything else stays as it is. Returns the model, in eval mode.
 
     **Arguments:** `groups`: parameter groups as torch's optimisers take them, `[{"params": …, "lr": …}, …]`.
     """
@@ -42,13 +42,14 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
     )
+    model.train()
     for batch in batches:
         loss = cross_entropy(call(model, batch), batch.intent)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    return model
+    return model.eval()
 
 
 @torch.no_grad()

@@ -1,0 +1,75 @@
+"""How the demo's learning rates were chosen: every way alike, on the development split, which the demo never scores.
+
+    python benchmarks/demo_settings.py                  # joint training, then arrivals; some ten minutes
+    python benchmarks/demo_settings.py --steps 300      # as many as the demo takes
+
+The best of each way is what src/modbay/demo/_ways.py and _arrivals.py hold.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from time import perf_counter
+
+from modbay.demo._arrivals import ARRIVALS, Arrival, arrive
+from modbay.demo._data import few_shot, load
+from modbay.demo._encode import Assistant
+from modbay.demo._run import FULL
+from modbay.demo._task import Task, prepare
+from modbay.demo._train import by_language, logits
+from modbay.demo._ways import WAYS, train
+
+RATES = (3e-3, 6e-3)  # of modules; in earlier trials of the shared one 1e-3 was too slow, 1e-2 too fast
+HEADS = (1e-3, 3e-3)  # of a newcomer's head
+GATES = (3e-2, 1e-1)  # of a newcomer's gates
+SHOTS = 4
+
+
+def joint(task: Task, steps: int, seed: int) -> dict[str, Assistant]:
+    """Each way at each rate; returns the best model of each."""
+    models: dict[str, Assistant] = {"base": task.base}
+    for way in WAYS:
+        best = -1.0
+        for lr in RATES:
+            before = perf_counter()
+            model = train(replace(way, lr=lr), task.base, task.train, steps, seed)
+            found = task.score(logits(model, task.test, call=by_language)).mean()
+            print(f"{way.title:32} lr {lr:.0e}: {found:.4f} ({perf_counter() - before:.0f} s)", flush=True)
+            if found > best:
+                best, models[way.name] = found, model
+    return models
+
+
+def rates(way: Arrival) -> Iterator[tuple[float, float]]:
+    """(lr, head_lr) to try: only what the way has."""
+    gates = way.name == "routing"
+    yield from product(GATES if gates else RATES if way.lr else (0.0,), (0.0,) if gates else HEADS)
+
+
+def arrivals(task: Task, models: dict[str, Assistant], seed: int) -> None:
+    """Each way of taking a newcomer in, at each pair of rates; the mean over the newcomers."""
+    for way in ARRIVALS:
+        for lr, head_lr in rates(way):
+            found = []
+            for language, split in task.data.arrivals.items():
+                few = task.rows(few_shot(split.train, SHOTS, seed))
+                model = copy.deepcopy(models[way.start])
+                arrive(replace(way, lr=lr, head_lr=head_lr), model, language, few, FULL.few_steps, seed)
+                found.append(task.accuracy(model, split.dev))
+            print(f"{way.title:32} lr {lr:.0e}, head {head_lr:.0e}: {sum(found) / len(found):.4f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=150, help="of joint training")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    task = prepare(load(args.seed), FULL.probe_steps, args.seed, part="dev")
+    print(f"{'Linear probe':32}: {task.score(logits(task.base, task.test)).mean():.4f}", flush=True)
+    arrivals(task, joint(task, args.steps, args.seed), args.seed)
+
+
+if __name__ == "__main__":
+    main()
