@@ -61,8 +61,8 @@ assert isinstance(mb.Bottleneck(4), mb.FunctionComposition)  # f_θ(x) + Δ: ada
 assert isinstance(mb.FeedForward(4), mb.Replacement)  # f_φ(x) instead: experts, heads, trainable copies
 
 # Different kinds are as good in one batch as equal ones.
-zoo = mb.Modular(f, {"lora": mb.LoRA(4), "adapter": mb.Bottleneck(4), "expert": mb.FeedForward(16)}, mb.ByLabel("who"))
-zoo.aggregator = mb.WeightedSum()
+kinds = {"lora": mb.LoRA(4), "adapter": mb.Bottleneck(4), "expert": mb.FeedForward(16)}
+zoo = mb.Modular(f, kinds, mb.ByLabel("who"), mb.WeightedSum())
 moved(zoo.parts.parameters())
 out = zoo(x, who=["expert", "lora", "adapter"])
 assert_close(out[1], zoo(x[1:2], who="lora")[0])

@@ -136,6 +136,8 @@ def test_inspect_folder_without_a_config(tmp_path):
     assert "has no config.json" in call("inspect", tmp_path, code=1)
     (tmp_path / "config.json").write_text("{")
     assert "the config can't be read" in call("inspect", tmp_path, code=1)
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 10, "num_attention_heads": 3}')
+    assert "gives no model without weights" in call("inspect", tmp_path, code=1)
 
 
 def test_inspect_pattern_that_matches_nothing(bert):

@@ -85,7 +85,9 @@ def methods(
 @app.command()
 def demo(
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of each part: does it run?")] = False,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where modules and the table are written.")] = Path("modbay-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where modules and the table are written.")] = Path(
+        "modbay-demo"
+    ),
     seed: Annotated[int, typer.Option("--seed", help="Of data, draws and training.")] = 0,
 ) -> None:
     """Train one voice assistant in many languages on a frozen MiniLM, and print how each way of sharing does.

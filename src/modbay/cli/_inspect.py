@@ -147,7 +147,7 @@ def configured(name: str) -> nn.Module:
     if folder.is_dir() and not (folder / "config.json").is_file():
         fail(f"MODEL={name!r}: the folder has no config.json, so that it holds no transformers model.")
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         where = "the config can't be read" if folder.exists() else "no such folder, and the hub gave no config"
         reason = " ".join(str(error).split("\n")[0].split())
@@ -157,5 +157,11 @@ def configured(name: str) -> nn.Module:
         )
     said = [getattr(transformers, said, None) for said in config.architectures or []]
     build = next((c._from_config for c in said if c is not None), transformers.AutoModel.from_config)
-    with torch.device("meta"):
-        return build(config)
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        fail(
+            f"MODEL={name!r}: {type(config).__name__} gives no model without weights ({error}). Give "
+            f"package.module:callable, which builds it."
+        )
