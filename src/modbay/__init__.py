@@ -1,4 +1,7 @@
-"""modbay: modular deep learning on PyTorch. y = A(f, x, {m_1 … m_n}, r(x, c), c)."""
+"""modbay: modular deep learning on PyTorch. y = A(f, x, {m_1 … m_n}, r(x, c), c).
+
+A method that its folder exports is exported here, too: a new one is one line there.
+"""
 
 from . import errors as errors
 from .abstract import Aggregator as Aggregator
@@ -13,13 +16,7 @@ from .abstract import Replacement as Replacement
 from .abstract import Router as Router
 from .abstract import Routing as Routing
 from .abstract import Site as Site
-from .aggregation import AdapterFusion as AdapterFusion
-from .aggregation import Concatenate as Concatenate
-from .aggregation import Mixture as Mixture
-from .aggregation import ParameterAverage as ParameterAverage
-from .aggregation import Sequence as Sequence
-from .aggregation import Stack as Stack
-from .aggregation import WeightedSum as WeightedSum
+from .aggregation import *
 from .attach import Bay as Bay
 from .attach import attach as attach
 from .attach import bays as bays
@@ -33,22 +30,8 @@ from .deltas import Mask as Mask
 from .deltas import Scale as Scale
 from .deltas import Sparse as Sparse
 from .deltas import Sum as Sum
-from .modules import IA3 as IA3
-from .modules import BitFit as BitFit
-from .modules import Bottleneck as Bottleneck
-from .modules import FeedForward as FeedForward
-from .modules import Full as Full
-from .modules import Head as Head
-from .modules import Hyper as Hyper
-from .modules import LoRA as LoRA
-from .modules import Prefix as Prefix
-from .modules import Prompt as Prompt
-from .modules import SparseDelta as SparseDelta
-from .routing import ByLabel as ByLabel
-from .routing import Fixed as Fixed
-from .routing import Skills as Skills
-from .routing import TopK as TopK
-from .routing import Uniform as Uniform
+from .modules import *
+from .routing import *
 from .seams import at as at
 from .seams import part as part
 from .seams import role as role

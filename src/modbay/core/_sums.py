@@ -152,7 +152,8 @@ def _dense(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, e
     weights = routing.dense(len(m)).to(y.dtype)
     if len({m.kinds[i] for i in ids}) == 1 and len(ids) > 1 and m.site.form in AFFINE:
         kind = m.parts[ids[0]].kind
-        delta = kind.delta(m.stacked(ids), m.site) if isinstance(kind, ParameterComposition) else None
+        grouped = isinstance(kind, ParameterComposition) and kind.batched
+        delta = kind.delta(m.stacked(ids), m.site) if grouped else None
         if isinstance(delta, LowRank) and isinstance(delta.s, float) and delta.a.dtype == x.dtype:
             chosen = weights if ids == list(range(len(m))) else weights[..., ids]
             return lowrank_mixture(x, delta.a, delta.b, chosen * delta.s)
