@@ -135,6 +135,13 @@ def test_names_of_modules():
         bay.rename("en", "de")
 
 
+def test_a_layer_that_lacks_a_part():
+    with pytest.raises(mb.errors.CompositionError, match=r"without an aggregator.*mb\.WeightedSum"):
+        mb.Modular(nn.Linear(4, 4), {"a": mb.LoRA(2)}, mb.Uniform())(torch.ones(1, 4))
+    with pytest.raises(mb.errors.CompositionError, match=r"without a router.*mb\.ByLabel"):
+        mb.Modular(nn.Linear(4, 4), {"a": mb.LoRA(2)}, aggregator=mb.WeightedSum())(torch.ones(1, 4))
+
+
 def test_a_second_root():
     model = nn.ModuleDict({"inner": Model()})
     attach(model["inner"])

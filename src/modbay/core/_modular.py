@@ -92,11 +92,6 @@ class Modular(nn.Module):
         bay: str = "",
     ):
         super().__init__()
-        if inventory is None and (router is None or aggregator is None):
-            lack = "router" if router is None else "aggregator"
-            raise CompositionError(
-                f"Modular without {lack}: a layer of its own needs both, mb.ByLabel(…) and mb.WeightedSum(), say."
-            )
         self.f = f
         self.prefix = f"{bay}." if bay else ""  # of the names of losses
         self.site = site or describe("", f if isinstance(f, nn.Module) else None, features)
@@ -156,6 +151,11 @@ class Modular(nn.Module):
         self, x: Tensor, *, routing: Routing | None = None, context: Context | None = None, **labels: Labels
     ) -> Tensor:
         """The output for x, by the router's routing or by one that is given, in a context that can be given, too."""
+        if self.aggregator is None or (self.router is None and routing is None):
+            lack = "an aggregator" if self.aggregator is None else "a router"
+            raise CompositionError(
+                f"Modular without {lack}: a layer of its own needs both, mb.ByLabel(…) and mb.WeightedSum(), say."
+            )
         f = (
             Function(self.f, (x,), {}, self.f if isinstance(self.f, nn.Module) else None)
             if self.f is not None
