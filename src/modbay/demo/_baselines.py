@@ -32,24 +32,28 @@ def tfidf(c: float) -> Pipeline:
     return make_pipeline(grams, LogisticRegression(C=c, max_iter=200, tol=1e-3))
 
 
-def tfidf_each(train: Sequence[Utterance], test: Sequence[Utterance]) -> list[str]:
-    """One classifier a language, trained on its own utterances; predictions in the order of `test`."""
+def tfidf_each(train: Sequence[Utterance], test: Sequence[Utterance]) -> tuple[list[str], int]:
+    """One classifier a language, trained on its own utterances: (predictions in the order of `test`, all weights)."""
     predicted: dict[int, str] = {}
+    weights = 0
     for language in dict.fromkeys(u.language for u in test):
         places = [i for i, u in enumerate(test) if u.language == language]
-        said = _fit_and_predict(tfidf(100.0), [u for u in train if u.language == language], [test[i] for i in places])
+        own = [u for u in train if u.language == language]
+        said, count = _fit_and_predict(tfidf(100.0), own, [test[i] for i in places])
         predicted |= dict(zip(places, said, strict=True))
-    return [predicted[i] for i in range(len(test))]
+        weights += count
+    return [predicted[i] for i in range(len(test))], weights
 
 
-def tfidf_all(train: Sequence[Utterance], test: Sequence[Utterance]) -> list[str]:
+def tfidf_all(train: Sequence[Utterance], test: Sequence[Utterance]) -> tuple[list[str], int]:
     """One classifier for all the languages in `train`, unnamed; with a newcomer's few it is retrained on all."""
     return _fit_and_predict(tfidf(20.0), train, test)
 
 
-def _fit_and_predict(model: Pipeline, train: Sequence[Utterance], test: Sequence[Utterance]) -> list[str]:
-    """Intents that `model` gives to `test` after it has seen `train`."""
+def _fit_and_predict(model: Pipeline, train: Sequence[Utterance], test: Sequence[Utterance]) -> tuple[list[str], int]:
+    """(intents that `model` gives to `test` after it has seen `train`, how many weights it has then)."""
     with warnings.catch_warnings():  # one utterance an intent: scikit-learn asks whether this is a regression
         warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
         model.fit([u.text for u in train], [u.intent for u in train])
-    return list(model.predict([u.text for u in test]))
+    learned = vars(model[-1])
+    return list(model.predict([u.text for u in test])), learned["coef_"].size + learned["intercept_"].size

@@ -41,7 +41,7 @@ def _all(results: Results, out: Path, console: Console) -> None:
         console.print(sentence, markup=False)
     console.print()
     for sentence in _of_files(results, out):
-        console.print(sentence, markup=False)
+        console.print(sentence, markup=False, soft_wrap=True)
     console.print()
     console.print(_machine(results), markup=False)
 
@@ -103,11 +103,12 @@ def _arrived(results: Results) -> Table:
     keys = [(language, k) for language in languages for k in results.scale.shots]
     made = _table(
         "A language arrives later, with a few utterances an intent; its test accuracy, %",
-        "", *[f"{language} {k}" for language, k in keys], "trained", "the others, points",
+        "", *[f"{language} {k}" for language, k in keys], "trained", "seconds", "the others",
     )  # fmt: skip
     for row in results.arrived:
         cells = [f"{100 * row.accuracy[key]:.1f}" for key in keys]
-        made.add_row(row.title, *cells, "" if row.trained is None else f"{row.trained:,}", _others(row.costs))
+        trained, seconds = "" if row.trained is None else f"{row.trained:,}", f"{row.seconds / len(keys):.1f}"
+        made.add_row(row.title, *cells, trained, seconds, _others(row.costs))
     return made
 
 
@@ -123,25 +124,26 @@ def _others(costs: list[Cost]) -> str:
 def _of_arrivals(results: Results) -> list[str]:
     """What the second table shows: measured, not assumed."""
     rows = {row.title: row for row in results.arrived}
-    said = []
-    for way in ARRIVALS:
-        costs = rows[way.title].costs
-        if costs and way.joins:
-            changed, seen = sum(cost.changed or 0 for cost in costs), sum(cost.rows for cost in costs)
-            said.append(
-                f"{way.title}: of {seen:,} rows of logits of the languages before, {changed:,} changed by a bit."
-            )
-        elif costs:
-            lost = ", ".join(f"{cost.newcomers[0]} {cost.shots} {_signed(cost.points)}" for cost in costs)
-            said.append(f"{way.title}: the languages before, accuracy in points after each arrival: {lost}.")
-    module = rows[MODULE.title]
-    for other in (IN_PLACE, HEAD, SCRATCH):
-        said.append(f"{module.title}, against: {other.title.lower()}: {_gaps(module, rows[other.title])} points.")
-    error = 50 / sqrt(results.scale.held_out)
+    module, n = rows[MODULE.title], results.scale.held_out
+    touched = [rows[way.title] for way in ARRIVALS if rows[way.title].costs]
+    counts = [f"{row.title.lower()} {_changed(row)}" for row in touched]
+    lost = [f"{cost.newcomers[0]} {cost.shots} {_signed(cost.points)}" for cost in rows[IN_PLACE.title].costs]
     return [
-        *said,
-        f"One draw of the few utterances: a cell has a standard error of up to {error:.0f} points, and more.",
+        "The number beside a language is the utterances an intent; seconds are of training, one arrival. The others "
+        "are the languages before, scored anew on their test; of them, rows whose logits changed in any bit:",
+        f"{'; '.join(counts)}. That is in the same batches: where newcomers' rows share theirs, sums are taken in "
+        f"another order, and logits were {results.beside:.0e} apart at most.",
+        f"Points that the others lost or won by each tuning in place: {', '.join(lost)}.",
+        *[
+            f"Points of '{module.title.lower()}' over '{other.title.lower()}': {_gaps(module, rows[other.title])}."
+            for other in (IN_PLACE, HEAD, SCRATCH)
+        ],
+        f"One draw of the few utterances, and {n} to test: a cell's standard error is some {50 / sqrt(n):.0f} points.",
     ]
+
+
+def _changed(row: Arrived) -> str:
+    return f"{sum(cost.changed or 0 for cost in row.costs):,} of {sum(cost.rows for cost in row.costs):,}"
 
 
 def _gaps(one: Arrived, other: Arrived) -> str:
@@ -156,9 +158,9 @@ def _of_files(results: Results, out: Path) -> list[str]:
         f"All modules are in {out}/ ({', '.join(results.loaded)}). Loaded into fresh models, one mixed batch of "
         f"{len(results.mixed)} languages ({' '.join(results.mixed)}): logits {same}.",
         "To use them:",
-        "    import modbay as mb; from modbay.demo import ask, assistant",
-        f"    model = assistant({str(out)!r}); mb.load(model, {str(out / MODULE.start)!r})",
-        f"    print(ask(model, {[u.text for u in results.examples]}, {[u.language for u in results.examples]}))",
+        "    import modbay as mb; from modbay import demo",
+        f"    model = demo.assistant({str(out)!r}); mb.load(model, {str(out / MODULE.start)!r})",
+        f"    print(demo.ask(model, {[u.text for u in results.examples]}, {[u.language for u in results.examples]}))",
     ]
 
 

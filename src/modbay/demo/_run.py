@@ -1,7 +1,7 @@
 """The demo's course: twelve languages learn together, each way; two arrive; modules are written and read back."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,7 @@ class Cost:
 
 @dataclass
 class Arrived:
-    """A row of the table of arrivals: accuracy by (language, utterances an intent)."""
+    """A row of the table of arrivals: accuracy by (language, utterances an intent); `seconds` of training, in all."""
 
     title: str
     accuracy: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -86,6 +86,7 @@ class Results:
     joint: list[Joint] = field(default_factory=list)
     arrived: list[Arrived] = field(default_factory=list)
     loaded: dict[str, float] = field(default_factory=dict)  # by folder: the largest difference after loading
+    beside: float = 0.0  # the largest difference of the twelve's logits where newcomers' rows share their batch
     mixed: list[str] = field(default_factory=list)  # the languages of the batch in which that was looked at
     examples: list[Utterance] = field(default_factory=list)  # of the first language and of the first newcomer
     seconds: float = 0.0
@@ -115,7 +116,7 @@ class Stages:
 def course(scale: Scale, out: Path, seed: int, console: Console) -> Results:
     """The whole run; modules are written to `out`."""
     began = perf_counter()
-    stages = Stages(console, 5 + len(WAYS) + (len(ARRIVALS) + 1) * len(scale.shots))
+    stages = Stages(console, 6 + len(WAYS) + len(ARRIVALS))
     with stages.progress:
         with stages.stage("Data and base: sample grammars, encode, train the linear probe"):
             data = load(seed, sizes=scale.sizes, held_out=scale.held_out)
@@ -128,6 +129,7 @@ def course(scale: Scale, out: Path, seed: int, console: Console) -> Results:
         with stages.stage("Write modules, load them into a fresh model"):
             keep(out, task.base, data.intents, final)
             _reload(task, out, final, results)
+            results.beside = _beside(task, models[MODULE.start], final[MODULE.start])
         results.examples = [split.test[0] for s in (data.languages, data.arrivals) for split in list(s.values())[:1]]
     results.seconds = perf_counter() - began
     return results
@@ -136,16 +138,14 @@ def course(scale: Scale, out: Path, seed: int, console: Console) -> Results:
 def _baselines(task: Task, results: Results, probe_seconds: float, stages: Stages) -> None:
     """What has no modules."""
     train = task.data.joint("train")
-    told: tuple[tuple[str, Callable[[Sequence[Utterance], Sequence[Utterance]], list[str]]], ...] = (
-        ("Majority of the language", majority),
-        ("TF-IDF, a model a language", tfidf_each),
-        ("TF-IDF, all languages in one", tfidf_all),
-    )
-    for title, predict in told:
+    before = perf_counter()
+    scores = score(majority(train, task.truth), task.truth)
+    results.joint.append(Joint("Majority of the language", scores, perf_counter() - before))
+    for title, learn in (("TF-IDF, a model a language", tfidf_each), ("TF-IDF, all languages in one", tfidf_all)):
         with stages.stage(title):
             before = perf_counter()
-            scores = score(predict(train, task.truth), task.truth)
-            results.joint.append(Joint(title, scores, perf_counter() - before))
+            said, weights = learn(train, task.truth)
+            results.joint.append(Joint(title, score(said, task.truth), perf_counter() - before, weights))
     probe = task.score(logits(task.base, task.test, call=plain))
     trained = sum(p.numel() for p in task.base.head.parameters())
     results.joint.append(Joint("Linear probe", probe, probe_seconds, trained))
@@ -172,18 +172,18 @@ def _arrivals(
     for way in ARRIVALS:
         row = Arrived(way.title)
         results.arrived.append(row)
-        for k in scale.shots:
-            with stages.stage(f"Arrivals, {k} an intent: {way.title}"):
-                if way.start != "base" and way.start not in known:
-                    known[way.start] = logits(models[way.start], task.test, call=by_language)
+        with stages.stage(f"Arrivals: {way.title}"):
+            if way.start != "base" and way.start not in known:
+                known[way.start] = logits(models[way.start], task.test, call=by_language)
+            for k in scale.shots:
                 model = _arrive(way, k, task, scale, seed, models[way.start], known.get(way.start), row)
                 if way in (MODULE, ROUTING):
                     final[way.start] = model
     alone, again = Arrived("TF-IDF on it alone"), Arrived("TF-IDF retrained on all, newcomers too")
     results.arrived += [alone, again]
     before = next(row for row in results.joint if row.title.startswith("TF-IDF, all")).scores.mean()
-    for k in scale.shots:
-        with stages.stage(f"Arrivals, {k} an intent: TF-IDF"):
+    with stages.stage("Arrivals: TF-IDF"):
+        for k in scale.shots:
             _tfidf(k, task, seed, alone, again, before)
     return final
 
@@ -193,11 +193,12 @@ def _arrive(
 ) -> Assistant:
     """Both newcomers, with k utterances an intent: into one model if they may join, else into a copy each."""
     model, joined = copy.deepcopy(start), []
-    before = perf_counter()
     for language, split in task.data.arrivals.items():
         if joined and not way.joins:
             model, joined = copy.deepcopy(start), []
-        arrive(way, model, language, task.rows(few_shot(split.train, k, seed)), scale.few_steps, seed)
+        few, before = task.rows(few_shot(split.train, k, seed)), perf_counter()
+        arrive(way, model, language, few, scale.few_steps, seed)
+        row.seconds += perf_counter() - before
         joined.append(language)
         row.trained = learning(model) if way is not ROUTING else len(mb.bays(model)["language"].names())
         row.accuracy[language, k] = task.accuracy(model, split.test)
@@ -205,7 +206,6 @@ def _arrive(
             row.costs.append(_cost(task, model, known, tuple(joined), k))
     if known is not None and way.joins:
         row.costs.append(_cost(task, model, known, tuple(joined), k))
-    row.seconds += perf_counter() - before
     return model
 
 
@@ -222,10 +222,16 @@ def _tfidf(k: int, task: Task, seed: int, alone: Arrived, again: Arrived, before
     languages = task.data.arrivals
     few = {language: few_shot(split.train, k, seed) for language, split in languages.items()}
     for language, split in languages.items():
-        alone.accuracy[language, k] = score(tfidf_each(few[language], split.test), split.test).mean()
+        start = perf_counter()
+        said, alone.trained = tfidf_each(few[language], split.test)
+        alone.seconds += perf_counter() - start
+        alone.accuracy[language, k] = score(said, split.test).mean()
     truth = [*task.truth, *(u for split in languages.values() for u in split.test)]
     train = [*task.data.joint("train"), *(u for chosen in few.values() for u in chosen)]
-    scores = score(tfidf_all(train, truth), truth)
+    start = perf_counter()
+    said, again.trained = tfidf_all(train, truth)
+    again.seconds += perf_counter() - start
+    scores = score(said, truth)
     again.accuracy |= {(language, k): scores.accuracy[language] for language in languages}
     points = 100 * (scores.over(task.languages) - before)
     again.costs.append(Cost(tuple(languages), k, None, len(task.truth), points))
@@ -242,3 +248,12 @@ def _reload(task: Task, out: Path, final: dict[str, Assistant], results: Results
         results.loaded[name] = (mixed(fresh, batch) - mixed(model, batch)).abs().max().item()
         if name == MODULE.start:
             results.mixed = knows
+
+
+def _beside(task: Task, before: Assistant, after: Assistant) -> float:
+    """The twelve's logits alone before the newcomers came, and after, with newcomers' rows in the same batch."""
+    ours, theirs = (
+        task.rows([split.test[0] for split in several.values()])
+        for several in (task.data.languages, task.data.arrivals)
+    )
+    return (mixed(before, ours) - mixed(after, [*ours, *theirs])[: len(ours)]).abs().max().item()
