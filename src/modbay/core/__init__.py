@@ -10,6 +10,9 @@ from ._modular import Modular as Modular
 from ._modular import Network as Network
 from ._modular import parameters as parameters
 from ._modules import Modules as Modules
+from ._pack import pack as pack
+from ._pack import refuse_packed as refuse_packed
+from ._pack import unpack as unpack
 from ._session import BayState as BayState
 from ._session import Session as Session
 from ._session import recomputing as recomputing

@@ -97,6 +97,7 @@ class Modular(nn.Module):
         self.site = site or describe("", f if isinstance(f, nn.Module) else None, features)
         self.inventory = inventory or Inventory()
         self.parts = nn.Module()
+        self.pools = nn.ModuleList()  # of modules that are packed
         self.order: list[Part | None] = []
         self.numbers = self.inventory.empty
         self.shapes: dict[int, Any] = {}

@@ -64,6 +64,9 @@ class Modules:
     def stacked(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """The parameters of modules of one kind, along a new leading axis. What they share is expanded, not copied."""
         parts = self.parts
+        pool = getattr(parts[ids[0]], "pool", None)
+        if pool is not None and all(getattr(parts[i], "pool", None) is pool for i in ids):
+            return pool.rows([parts[i].row for i in ids])
         several = [parts[i].tensors() for i in ids]
         first, last, stack = several[0], several[-1], {}
         for name, tensor in first.items():

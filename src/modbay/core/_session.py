@@ -40,7 +40,6 @@ class BayState:
     enabled: bool = True
     sometimes: bool = False
     add_losses: bool = True
-    watchers: list[Any] = field(default_factory=list)  # called with (bay, context, routing) at each call
     folded: Any = None  # what `fold` needs to undo itself, while the base's weights hold the modules
     foreign: dict[str, str] = field(default_factory=dict)  # modules loaded onto another base than theirs: its digest
 
