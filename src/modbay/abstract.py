@@ -246,6 +246,16 @@ class Routing:
             self.cache[site] = replace(self, weights=weights, index=index, sites=None, host=None, cache={})
         return self.cache[site]
 
+    def on(self, device: torch.device) -> "Routing":
+        """This routing with its tensors on a device; moved once, however many sites ask."""
+        if all(tensor is None or tensor.device == device for tensor in (self.weights, self.index)):
+            return self
+        key = ("on", device)
+        if key not in self.cache:
+            weights, index = (None if t is None else t.to(device, non_blocking=True) for t in (self.weights, self.index))
+            self.cache[key] = replace(self, weights=weights, index=index, cache={})
+        return self.cache[key]
+
     def repeated(self, k: int) -> "Routing":
         """The routing of examples, each repeated k times in a row (beams)."""
         if k == 1:

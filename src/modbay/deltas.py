@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .abstract import Delta, Site
 from .errors import CompositionError
-from .ops import add_linear, align, linear
+from .ops import add_linear, align, autocasts, linear
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -70,7 +70,7 @@ class LowRank(Delta):
         return self.s.view(-1, *[1] * (like.ndim - 1)) if grouped else self.s  # type: ignore[union-attr]
 
     def onto(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        if site.form not in ("linear", "transposed") or torch.is_autocast_enabled(x.device.type):
+        if site.form not in ("linear", "transposed") or autocasts(x):
             return y + self.apply(x, y, site)
         hidden = linear(x, self.a)
         return add_linear(

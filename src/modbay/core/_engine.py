@@ -20,6 +20,7 @@ from ..abstract import (
     Site,
 )
 from ..errors import CompositionError
+from ..ops import autocasts
 from ..types import Params
 
 AFFINE = ("linear", "transposed")
@@ -86,7 +87,7 @@ def updated(kind: ParameterComposition, params: Params, x: Tensor, y: Tensor, ou
 def _casts(params: Params, x: Tensor) -> bool:
     """Whether x must be cast to the dtype of the parameters."""
     learned = next((p.dtype for p in params.values() if p.is_floating_point()), x.dtype)
-    return learned != x.dtype and x.is_floating_point() and not torch.is_autocast_enabled(x.device.type)
+    return learned != x.dtype and x.is_floating_point() and not autocasts(x)
 
 
 def _one(kind: Kind, f: Any, c: Context, site: Site, params: Params, x: Tensor, y: Any) -> Tensor:

@@ -26,9 +26,10 @@ def extended(modular: Modular, x: Tensor, c: Context, routing: Routing | None, a
     if routing is None:
         for name, value in route.losses.items():
             c.add_loss(modular.prefix + name, value)
+    route = route.on(x.device)
     out = (aggregator or modular.aggregator).extend(modules, route, x.shape[0], c)  # type: ignore[union-attr]
     if modular.training and torch.is_grad_enabled():
-        penalise(modules, route, c)
+        penalise(modules, route, c, modular.prefix)
     return out
 
 

@@ -173,6 +173,7 @@ class Modular(nn.Module):
         if route is None:
             for name, value in routing.losses.items():
                 c.add_loss(self.prefix + name, value)
+        routing = routing.on(x.device)
         if routing.axes:
             modules.check(routing, x)
         y = (aggregator or self.aggregator)(f, x, modules, routing, c)  # type: ignore[misc]

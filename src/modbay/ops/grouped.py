@@ -6,6 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x lives (never on the meta device, for which torch raises)."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def linear(
     x: Float[Tensor, "*rows i"], weight: Float[Tensor, "*g o i"], bias: Float[Tensor, "*g o"] | None = None
 ) -> Float[Tensor, "*rows o"]:
