@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -55,8 +56,6 @@ def ratios(times: Mapping[str, list[float]]) -> dict[str, float]:
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {torch.get_num_threads()} thread"}
     for package in ("torch", "transformers", "peft", "modbay"):
         try:

@@ -19,24 +19,38 @@ from modbay.demo._encode import Assistant
 from modbay.demo._run import FULL
 from modbay.demo._task import Task, prepare
 from modbay.demo._train import by_language, logits
-from modbay.demo._ways import WAYS, train
+from modbay.demo._ways import SHARED, WAYS, train
 
-RATES = (1e-3, 3e-3)  # of modules; twice the larger did worse for the shared module
+RATES = (3e-3, 1e-3)  # of modules; twice the larger did worse for the shared module
+SLOW = (3e-4, 2e-3)  # of the head that the twelve share, which starts where the probe left it
 HEADS = (1e-3, 3e-3)  # of a newcomer's head
 GATES = (3e-2, 1e-1)  # of a newcomer's gates
 SHOTS = 4
 
 
-def joint(task: Task, steps: int, seed: int) -> dict[str, Assistant]:
+def head_rate(task: Task, steps: int, seed: int) -> float:
+    """The rate of the head, which all ways share: the better for one shared module."""
+    found = {}
+    for head_lr in SLOW:
+        model = train(replace(SHARED, head_lr=head_lr), task.base, task.train, steps, seed)
+        found[head_lr] = task.score(logits(model, task.test, call=by_language)).mean()
+        print(f"{SHARED.title:32} lr {SHARED.lr:.0e}, head {head_lr:.0e}: {found[head_lr]:.4f}", flush=True)
+    return max(found, key=lambda head_lr: found[head_lr])
+
+
+def joint(task: Task, head_lr: float, steps: int, seed: int) -> dict[str, Assistant]:
     """Each way at each rate; returns the best model of each."""
     models: dict[str, Assistant] = {"base": task.base}
     for way in WAYS:
         best = -1.0
         for lr in RATES:
             before = perf_counter()
-            model = train(replace(way, lr=lr), task.base, task.train, steps, seed)
+            model = train(replace(way, lr=lr, head_lr=head_lr), task.base, task.train, steps, seed)
             found = task.score(logits(model, task.test, call=by_language)).mean()
-            print(f"{way.title:32} lr {lr:.0e}: {found:.4f} ({perf_counter() - before:.0f} s)", flush=True)
+            print(
+                f"{way.title:32} lr {lr:.0e}, head {head_lr:.0e}: {found:.4f} ({perf_counter() - before:.0f} s)",
+                flush=True,
+            )
             if found > best:
                 best, models[way.name] = found, model
     return models
@@ -64,11 +78,13 @@ def arrivals(task: Task, models: dict[str, Assistant], seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="of joint training")
+    parser.add_argument("--head", type=float, help="the rate of the head, if it is not to be looked for")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     task = prepare(load(args.seed), FULL.probe_steps, args.seed, part="dev")
     print(f"{'Linear probe':32}: {task.score(logits(task.base, task.test)).mean():.4f}", flush=True)
-    arrivals(task, joint(task, args.steps, args.seed), args.seed)
+    head_lr = head_rate(task, args.steps, args.seed) if args.head is None else args.head
+    arrivals(task, joint(task, head_lr, args.steps, args.seed), args.seed)
 
 
 if __name__ == "__main__":

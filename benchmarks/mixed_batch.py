@@ -1,7 +1,7 @@
 """A batch of 64 examples by K different LoRAs: how much slower than the bare model?
 
-Llama-like, 8 layers of 512 (feed-forward 1,376), rank 8, 64 LoRAs registered, fp32, forward, no gradients. Beside modbay:
-the best hand-written batched product, and peft's `adapter_names` if peft is there.
+Llama-like, 8 layers of 512 (feed-forward 1,376), rank 8, 64 LoRAs registered, fp32, forward, no gradients. Beside
+modbay: its modules packed, the best hand-written batched product, and peft's `adapter_names` if peft is there.
 """
 
 import random
@@ -63,11 +63,13 @@ def hand_written(targets: list[str]) -> nn.Module:
     return base
 
 
-def ours(targets: list[str]) -> nn.Module:
+def ours(targets: list[str], packed: bool = False) -> nn.Module:
     base = model()
     bay = mb.attach(base, [f"*.{t}" for t in targets], {f"m{i}": mb.LoRA(RANK) for i in range(64)}, name="which")
     for parameter in bay.parameters():
         nn.init.normal_(parameter, std=0.02)
+    if packed:
+        bay.pack()
     return base
 
 
@@ -88,13 +90,14 @@ def main() -> None:
     rows, raw = [], []
     bare = model()
     for targets, name in ((["q_proj", "v_proj"], "q, v"), (ALL, "all 7 linears")):
-        mine, hand, peft = ours(targets), hand_written(targets), peft_model(targets)
+        mine, packed, hand, peft = ours(targets), ours(targets, True), hand_written(targets), peft_model(targets)
         for tokens, k in ((1, 1), (1, 16), (1, 64), (1, "zipf"), (16, 16), (16, 64), (16, "zipf")):
             ids, which = torch.randint(0, 1000, (BATCH, tokens)), labels(k)
             names = [f"m{i}" for i in which]
             contenders = {
                 "bare": lambda ids=ids: bare(ids),
                 "modbay": lambda ids=ids, names=names, mine=mine: mine(ids, which=names),
+                "packed": lambda ids=ids, names=names, packed=packed: packed(ids, which=names),
             }
             if k != "zipf":
                 order = torch.tensor(sorted(range(BATCH), key=lambda i, w=which: w[i]))
@@ -107,7 +110,7 @@ def main() -> None:
                 times = interleaved(contenders, options.rounds)
             rows.append({"targets": name, "tokens": tokens, "K": k} | ratios(times))
             raw.append(times)
-        del mine, hand, peft
+        del mine, packed, hand, peft
     table("A batch of 64 by K LoRAs, time over the bare model's", rows)
     finish(options, rows, raw)
 

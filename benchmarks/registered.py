@@ -30,8 +30,8 @@ def main() -> None:
     few, many = bay_of(16), bay_of(1000)
     ids, which = torch.randint(0, 1000, (BATCH, 1)), [f"m{i % 16}" for i in range(BATCH)]
     with torch.no_grad():
-        forward = interleaved({"16": lambda: few.model(ids, which=which), "1,000": lambda: many.model(ids, which=which)},
-                              options.rounds)  # fmt: skip
+        sizes = {"16": lambda: few.model(ids, which=which), "1,000": lambda: many.model(ids, which=which)}
+        forward = interleaved(sizes, options.rounds)
     rows: list[dict[str, object]] = [{"operation": "forward, 16 active", "1,000 ÷ 16": ratios(forward)["1,000"]}]
     operations = {
         "use": lambda bay: [bay.use("m3"), bay.use()],

@@ -252,7 +252,9 @@ class Routing:
             return self
         key = ("on", device)
         if key not in self.cache:
-            weights, index = (None if t is None else t.to(device, non_blocking=True) for t in (self.weights, self.index))
+            weights, index = (
+                None if t is None else t.to(device, non_blocking=True) for t in (self.weights, self.index)
+            )
             self.cache[key] = replace(self, weights=weights, index=index, cache={})
         return self.cache[key]
 
