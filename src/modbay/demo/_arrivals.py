@@ -111,10 +111,10 @@ def quiet(run: Callable[[], object]) -> None:
         log.setLevel(before)
 
 
-MODULE = Arrival("module", "New module, own copy of the head", "shared-and-language", own_module, 3e-3, 1e-3)
-HEAD = Arrival("head", "Own copy of the head alone", "shared-and-language", own_head, 0.0, 1e-3)
-IN_PLACE = Arrival("in-place", "Shared module tuned in place", "shared-and-language", in_place, 3e-3, 1e-3, joins=False)
-SCRATCH = Arrival("scratch", "Module and head from scratch", "base", from_scratch, 3e-3, 1e-3, joins=False)
+MODULE = Arrival("module", "New module, own head", "shared-and-language", own_module, 3e-3, 1e-3)
+HEAD = Arrival("head", "Own head alone", "shared-and-language", own_head, 0.0, 1e-3)
+IN_PLACE = Arrival("in-place", "Shared tuned in place", "shared-and-language", in_place, 3e-3, 1e-3, joins=False)
+SCRATCH = Arrival("scratch", "From scratch", "base", from_scratch, 3e-3, 1e-3, joins=False)
 ROUTING = Arrival("routing", "Routing only (Polytropon)", "polytropon", routing_only, 3e-2, 0.0)
 ARRIVALS = (MODULE, HEAD, IN_PLACE, SCRATCH, ROUTING)
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 from importlib.metadata import version
 from math import sqrt
@@ -16,11 +17,13 @@ from ._run import Arrived, Cost, Joint, Results
 from ._ways import BOTH, SHARED, WAYS, WIDER
 
 WIDE = 120  # columns of the file, and where nobody looks
+LEAST = 90  # columns that the tables need
 
 
 def terminal() -> Console:
-    """Standard output, wide enough for the tables where it is a pipe or a file."""
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    """Standard output, wide enough for the tables."""
+    wide = max(LEAST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDE
+    return Console(width=wide, highlight=False)
 
 
 def show(results: Results, out: Path, screen: Console) -> None:
@@ -47,7 +50,7 @@ def _all(results: Results, out: Path, console: Console) -> None:
 
 
 def _table(title: str, *heads: str) -> Table:
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="bold")
     for i, head in enumerate(heads):
         made.add_column(head, justify="right" if i else "left", no_wrap=bool(i))
     return made
@@ -117,7 +120,7 @@ def _others(costs: list[Cost]) -> str:
     if not costs:
         return "not involved"
     if all(cost.changed == 0 for cost in costs):
-        return "0, equal to the bit"
+        return "same bits"
     return f"{_signed(sum(cost.points for cost in costs) / len(costs))}"
 
 
@@ -126,16 +129,18 @@ def _of_arrivals(results: Results) -> list[str]:
     rows = {row.title: row for row in results.arrived}
     module, n = rows[MODULE.title], results.scale.held_out
     touched = [rows[way.title] for way in ARRIVALS if rows[way.title].costs]
-    counts = [f"{row.title.lower()} {_changed(row)}" for row in touched]
+    counts = [f"{row.title}: {_changed(row)}" for row in touched]
     lost = [f"{cost.newcomers[0]} {cost.shots} {_signed(cost.points)}" for cost in rows[IN_PLACE.title].costs]
     return [
-        "The number beside a language is the utterances an intent; seconds are of training, one arrival. The others "
-        "are the languages before, scored anew on their test; of them, rows whose logits changed in any bit:",
-        f"{'; '.join(counts)}. That is in the same batches: where newcomers' rows share theirs, sums are taken in "
-        f"another order, and logits were {results.beside:.0e} apart at most.",
+        "The number beside a language is the utterances an intent. A new module stands on the shared one; its head is "
+        "a copy of the others'. Seconds are of training, one arrival. The others are the languages before, scored "
+        "anew on their test: points gained or lost, means over arrivals.",
+        f"Their rows whose logits changed in any bit: {'; '.join(counts)}. That is in the same batches: where "
+        "newcomers' rows share theirs, sums are taken in another order, and logits were "
+        f"{results.beside:.0e} apart at most.",
         f"Points that the others lost or won by each tuning in place: {', '.join(lost)}.",
         *[
-            f"Points of '{module.title.lower()}' over '{other.title.lower()}': {_gaps(module, rows[other.title])}."
+            f"Points of '{module.title}' over '{other.title}': {_gaps(module, rows[other.title])}."
             for other in (IN_PLACE, HEAD, SCRATCH)
         ],
         f"One draw of the few utterances, and {n} to test: a cell's standard error is some {50 / sqrt(n):.0f} points.",

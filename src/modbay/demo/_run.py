@@ -179,7 +179,7 @@ def _arrivals(
                 model = _arrive(way, k, task, scale, seed, models[way.start], known.get(way.start), row)
                 if way in (MODULE, ROUTING):
                     final[way.start] = model
-    alone, again = Arrived("TF-IDF on it alone"), Arrived("TF-IDF retrained on all, newcomers too")
+    alone, again = Arrived("TF-IDF on it alone"), Arrived("TF-IDF retrained on all")
     results.arrived += [alone, again]
     before = next(row for row in results.joint if row.title.startswith("TF-IDF, all")).scores.mean()
     with stages.stage("Arrivals: TF-IDF"):

@@ -38,7 +38,7 @@ class Way:
     modules: Callable[[Sequence[str]], dict[str, mb.Kind]]
     router: Callable[[Sequence[str]], mb.Router]
     lr: float
-    head_lr: float = 2e-3
+    head_lr: float = 3e-4
     averages: bool = False
 
 
