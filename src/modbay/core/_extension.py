@@ -21,12 +21,7 @@ Extension = tuple[Tensor, Tensor | None]
 
 def extended(modular: Modular, x: Tensor, c: Context, routing: Routing | None, aggregator: Any) -> Extension | None:
     """What goes in front of each row of x at a site; None if no module is active."""
-    modules = modular.modules_at()
-    route: Routing = modular.router(x, c) if routing is None else routing  # type: ignore[misc]
-    if routing is None:
-        for name, value in route.losses.items():
-            c.add_loss(modular.prefix + name, value)
-    route = route.on(x.device)
+    modules, route = modular.modules_at(), modular.routed(x, c, routing)
     out = (aggregator or modular.aggregator).extend(modules, route, x.shape[0], c)  # type: ignore[union-attr]
     if modular.training and torch.is_grad_enabled():
         penalise(modules, route, c, modular.prefix)

@@ -168,18 +168,21 @@ class Modular(nn.Module):
 
     def run(self, f: Function | None, x: Tensor, c: Context, route: Routing | None = None, aggregator=None) -> Tensor:
         """The equation in a context that is given; with a routing that was made elsewhere, or the router's own."""
-        modules = self.modules_at()
-        routing: Routing = self.router(x, c) if route is None else route  # type: ignore[misc]
-        if route is None:
-            for name, value in routing.losses.items():
-                c.add_loss(self.prefix + name, value)
-        routing = routing.on(x.device)
+        modules, routing = self.modules_at(), self.routed(x, c, route)
         if routing.axes:
             modules.check(routing, x)
         y = (aggregator or self.aggregator)(f, x, modules, routing, c)  # type: ignore[misc]
         if self.training and torch.is_grad_enabled():
             penalise(modules, routing, c, self.prefix)
         return y
+
+    def routed(self, x: Tensor, c: Context, route: Routing | None) -> Routing:
+        """The routing, by this site's own router unless it was made elsewhere, on the device of x; its losses kept."""
+        if route is None:
+            route = self.router(x, c)  # type: ignore[misc]
+            for name, value in route.losses.items():  # type: ignore[union-attr]
+                c.add_loss(self.prefix + name, value)
+        return route.on(x.device)  # type: ignore[union-attr]
 
 
 def penalise(modules: Modules, routing: Routing, c: Context, prefix: str = "") -> None:
