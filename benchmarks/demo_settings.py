@@ -23,7 +23,7 @@ from modbay.demo._ways import SHARED, WAYS, train
 
 RATES = (3e-3, 1e-3)  # of modules; twice the larger did worse for the shared module
 SLOW = (3e-4, 2e-3)  # of the head that the twelve share, which starts where the probe left it
-HEADS = (1e-3, 3e-3)  # of a newcomer's head
+HEADS = (1e-3, 3e-3, 1e-2)  # of a newcomer's head
 GATES = (3e-2, 1e-1)  # of a newcomer's gates
 SHOTS = 4
 

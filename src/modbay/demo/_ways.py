@@ -47,11 +47,12 @@ def _table(*always: str, own: bool) -> Callable[[Sequence[str]], mb.Router]:
     return lambda languages: mb.ByLabel("language", {l: [*always, l] if own else list(always) for l in languages})
 
 
+# Rates: the best on development of those in benchmarks/demo_settings.py, 150 steps, seed 0.
 SHARED = Way("shared", "One shared module, rank 8", lambda _: {"shared": lora()}, _table("shared", own=False), 3e-3)
 WIDER = Way(
     "shared-16", "One shared module, rank 16", lambda _: {"shared": lora(16)}, _table("shared", own=False), 3e-3
 )
-PRIVATE = Way("private", "A module a language", lambda names: {name: lora() for name in names}, _table(own=True), 3e-3)
+PRIVATE = Way("private", "A module a language", lambda names: {name: lora() for name in names}, _table(own=True), 1e-3)
 POLYTROPON = Way(
     "polytropon",
     "Polytropon, 8 skills",
