@@ -30,7 +30,7 @@ class Pool(nn.Module):
         if last - first == len(rows) - 1 and list(rows) == list(range(first, last + 1)):
             return {name: tensor[first : last + 1] for name, tensor in self._buffers.items()}  # type: ignore[index]
         index = torch.tensor(rows, device=next(iter(self._buffers.values())).device)  # type: ignore[union-attr]
-        return {name: tensor[index] for name, tensor in self._buffers.items()}  # type: ignore[index]
+        return {name: tensor.index_select(0, index) for name, tensor in self._buffers.items()}  # type: ignore[union-attr]
 
 
 class Packed(Part):

@@ -92,7 +92,7 @@ def of_lists(rows: Sequence[Sequence[int]], kinds: Arrangement | Sequence[int], 
         alike[kinds[i], len(pairs)].append(i)
     groups, start = [], 0
     for (_, each), ids in alike.items():
-        groups.append(Group(tuple(ids), start, each))
+        groups.append(Group(tuple(sorted(ids)), start, each))  # in order, so that a pool is sliced, not copied
         start = groups[-1].stop
     order = [pair for group in groups for i in group.ids for pair in where[i]]
     alone = slots == 1 and len(order) == len(rows) and len({kind for kind, _ in alike}) == 1

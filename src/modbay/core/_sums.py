@@ -69,7 +69,7 @@ A_GROUP = 100_000  # what one more product costs, in numbers that could be moved
 def _by_example(m: Any, p: Plan, x: Tensor) -> bool:
     """Whether repeating the parameters for each row moves fewer numbers than sorting x, and the update back."""
     size = sum(tensor.numel() for tensor in m.parts[p.groups[0].ids[0]].tensors().values())
-    active = sum(len(group.ids) for group in p.groups)
+    active = sum(len(group.ids) for group in p.groups if not m.sliced(group.ids))
     moved = x.numel() * (1 + 2 * m.site.outputs / m.site.inputs)
     return len(x) * size < active * size + moved + A_GROUP * len(p.groups)
 
