@@ -93,9 +93,9 @@ class Assistant(nn.Module):
 
     def pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Sentence features before standardisation, (batch, 4 · hidden); padding counts for nothing."""
-        embedded = self.encoder.embeddings(input_ids)
-        hidden = self.encoder(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
-        return torch.cat([pooled for x in (embedded, hidden) for pooled in _mean_and_max(x, attention_mask)], dim=-1)
+        hidden = self.encoder(input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
+        ends = (hidden[0], hidden[-1])
+        return torch.cat([pooled for x in ends for pooled in _mean_and_max(x, attention_mask)], dim=-1)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the head sees, (batch, 4 · hidden)."""

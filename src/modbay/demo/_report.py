@@ -135,8 +135,8 @@ def _of_arrivals(results: Results) -> list[str]:
         "The number beside a language is the utterances an intent. A new module stands on the shared one; its head is "
         "a copy of the others'. Seconds are of training, one arrival. The others are the languages before, scored "
         "anew on their test: points gained or lost, means over arrivals.",
-        f"Their rows whose logits changed in any bit: {'; '.join(counts)}. That is in the same batches: where "
-        "newcomers' rows share theirs, sums are taken in another order, and logits were "
+        f"Their rows whose logits changed in any bit: {'; '.join(counts)}. That is in the same batches; where "
+        "newcomers' rows share one, so that sums may be taken in another order, logits were "
         f"{results.beside:.0e} apart at most.",
         f"Points that the others lost or won by each tuning in place: {', '.join(lost)}.",
         *[

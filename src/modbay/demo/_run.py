@@ -38,7 +38,7 @@ class Scale:
     few_steps: int
 
 
-FULL = Scale(SIZES, (1, 4, 16), 150, 16, 600, 300, 60)
+FULL = Scale(SIZES, (1, 4, 16), 150, 16, 600, 200, 50)
 SMOKE = Scale({"es": 60, "el": 40, "eu": 30}, (2,), 12, 2, 40, 3, 2)
 
 
