@@ -14,6 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import modbay as mb
 
 BATCH, RANK = 64, 8
+CASES = {  # (tokens, K): K modules in the batch, or as many as Zipf's law draws
+    "q, v": ((1, 1), (1, 16), (1, 64), (1, "zipf"), (16, 64), (16, "zipf")),
+    "all 7 linears": ((1, 1), (1, 16), (1, 64), (1, "zipf")),
+}
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -91,7 +95,7 @@ def main() -> None:
     bare = model()
     for targets, name in ((["q_proj", "v_proj"], "q, v"), (ALL, "all 7 linears")):
         mine, packed, hand, peft = ours(targets), ours(targets, True), hand_written(targets), peft_model(targets)
-        for tokens, k in ((1, 1), (1, 16), (1, 64), (1, "zipf"), (16, 16), (16, 64), (16, "zipf")):
+        for tokens, k in CASES[name]:
             ids, which = torch.randint(0, 1000, (BATCH, tokens)), labels(k)
             names = [f"m{i}" for i in which]
             contenders = {
@@ -104,12 +108,13 @@ def main() -> None:
                 plan = (torch.arange(int(k)), order, order.argsort())
                 contenders["hand-written"] = lambda ids=ids, plan=plan, hand=hand: (
                     setattr(HandWritten, "plan", plan), hand(ids))  # fmt: skip
-            if peft is not None:
+            if peft is not None and k == 64:
                 contenders["peft"] = lambda ids=ids, names=names, peft=peft: peft(ids, adapter_names=names)
             with torch.no_grad():
                 times = interleaved(contenders, options.rounds)
             rows.append({"targets": name, "tokens": tokens, "K": k} | ratios(times))
             raw.append(times)
+            print(*(f"{key} {value:.2f}" if isinstance(value, float) else value for key, value in rows[-1].items()))
         del mine, packed, hand, peft
     table("A batch of 64 by K LoRAs, time over the bare model's", rows)
     finish(options, rows, raw)
