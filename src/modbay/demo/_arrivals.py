@@ -111,7 +111,7 @@ def quiet(run: Callable[[], object]) -> None:
         log.setLevel(before)
 
 
-# Rates: the best on development of those in benchmarks/demo_settings.py, k = 4, the mean of the newcomers, seed 0.
+# Rates: the best on development of those in benchmarks/_demo_settings.py, k = 4, the mean of the newcomers, seed 0.
 MODULE = Arrival("module", "New module, own head", "shared-and-language", own_module, 1e-3, 3e-3)
 HEAD = Arrival("head", "Own head alone", "shared-and-language", own_head, 0.0, 3e-3)
 IN_PLACE = Arrival("in-place", "Shared tuned in place", "shared-and-language", in_place, 1e-3, 3e-3, joins=False)

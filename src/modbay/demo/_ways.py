@@ -47,7 +47,7 @@ def _table(*always: str, own: bool) -> Callable[[Sequence[str]], mb.Router]:
     return lambda languages: mb.ByLabel("language", {l: [*always, l] if own else list(always) for l in languages})
 
 
-# Rates: the best on development of those in benchmarks/demo_settings.py, 150 steps, seed 0.
+# Rates: the best on development of those in benchmarks/_demo_settings.py, 150 steps, seed 0.
 SHARED = Way("shared", "One shared module, rank 8", lambda _: {"shared": lora()}, _table("shared", own=False), 3e-3)
 WIDER = Way(
     "shared-16", "One shared module, rank 16", lambda _: {"shared": lora(16)}, _table("shared", own=False), 3e-3

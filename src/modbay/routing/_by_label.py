@@ -31,18 +31,19 @@ class ByLabel(Router):
         self.remembered: dict = {}
 
     def build(self, names: Sequence[str], site: Site) -> None:
-        place = {name: i for i, name in enumerate(names)}
-        gone = set(self.names) - set(place)  # modules that were removed leave the table, too
-        if self.table is not None and gone:
+        gone = set(self.names).difference(names) if self.table is not None else ()
+        self.names, self.remembered = tuple(names), {}
+        self.place = dict(zip(names, range(len(names)), strict=True))
+        if self.table is None:
+            self.labels: Sequence[str] = self.names
+            return
+        if gone:  # modules that were removed leave the table, too
             kept = {label: [name for name in several if name not in gone] for label, several in self.table.items()}
             self.table = {label: several for label, several in kept.items() if several}
-        self.names, self.remembered = tuple(names), {}
-        table = {name: [name] for name in names} if self.table is None else self.table
-        unknown = [name for several in table.values() for name in several if name not in place]
+        unknown = [name for several in self.table.values() for name in several if name not in self.place]
         if unknown:
             raise LabelError(f"ByLabel({self.label!r}, table=…) names modules that the bay lacks: {listed(unknown)}.")
-        self.ids = {label: tuple(place[name] for name in several) for label, several in table.items()}
-        self.labels = list(self.ids)
+        self.labels = tuple(self.table)
 
     def rename(self, old: str, new: str) -> None:
         self.names = tuple(new if name == old else name for name in self.names)
@@ -56,9 +57,7 @@ class ByLabel(Router):
             raise LabelError(f"allocate({label!r}, …): no modules {listed(unknown)}; there are {listed(self.names)}.")
         own: Mapping[str, Sequence[str]] = {name: [name] for name in self.names} if self.table is None else self.table
         self.table = {**own, label: list(names)}
-        place = {name: i for i, name in enumerate(self.names)}
-        self.ids = {label: tuple(place[name] for name in several) for label, several in self.table.items()}
-        self.labels, self.remembered = list(self.ids), {}
+        self.labels, self.remembered = tuple(self.table), {}
 
     def forward(self, x: Tensor | None, c: Context) -> Routing:
         given = c.label(self.label)
@@ -85,12 +84,12 @@ class ByLabel(Router):
     def _lookup(self, label: str | None) -> tuple[int, ...]:
         if label is None:
             return ()
-        if label not in self.ids:
+        if label not in (self.place if self.table is None else self.table):
             raise LabelError(
                 f"{self.label}={label!r}: no such label. Known: {listed(self.labels)}; None runs the base alone. "
                 f"bay.add({label!r}, …) adds a module of that name."
             )
-        return self.ids[label]
+        return (self.place[label],) if self.table is None else tuple(self.place[name] for name in self.table[label])
 
     def _of_tensor(self, given: Tensor) -> Routing:
         """Labels as indices into the names, −1 for the base alone; on the host if they are, else never read there."""
@@ -109,7 +108,8 @@ class ByLabel(Router):
             names = [None if i < 0 else self.labels[i] for i in numbers]
             return self._remember(tuple(names)) if given.ndim else self._remember(names[0])
         if self.table is not None:
-            k = max(len(ids) for ids in self.ids.values())
-            table = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in self.ids.values()] + [[-1] * k])
+            rows = [self._lookup(label) for label in self.labels]
+            k = max(len(ids) for ids in rows)
+            table = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in rows] + [[-1] * k])
             return Routing(index=table.to(given.device)[given])
         return Routing(index=given.unsqueeze(-1))

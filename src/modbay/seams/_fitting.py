@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..abstract import InputComposition, Kind, Site
-from ..core import BayState, Modular, Network, Session, describe, parameters
+from ..core import BayState, Modular, Network, Session, parameters
 from ..errors import BayError, CompositionError, LabelError
 from ..types import Params
 from ._match import Place, places
@@ -157,7 +157,8 @@ class Fitting:
         """The site that a shared router reads: the call's embedded input, or the first site where there is none."""
         embed = getattr(self.model, "get_input_embeddings", lambda: None)()
         width = getattr(embed, "embedding_dim", None)
-        return describe("", self.model, width) if width else next(iter(self.modulars.values())).site
+        first = next(iter(self.modulars.values())).site
+        return Site("", "other", width, width, -1, first.device, first.dtype, self.model) if width else first
 
     def freeze_base(self) -> None:
         """Stop the base's gradients; what they were is remembered for `close`."""

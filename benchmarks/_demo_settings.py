@@ -1,7 +1,7 @@
 """How the demo's learning rates were chosen: every way alike, on the development split, which the demo never scores.
 
-    python benchmarks/demo_settings.py                  # joint training, then arrivals; some ten minutes
-    python benchmarks/demo_settings.py --steps 200      # as many as the demo takes
+    python benchmarks/_demo_settings.py                  # joint training, then arrivals; some ten minutes
+    python benchmarks/_demo_settings.py --steps 200      # as many as the demo takes
 
 The best of each way is what src/modbay/demo/_ways.py and _arrivals.py hold.
 """
