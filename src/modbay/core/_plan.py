@@ -48,11 +48,13 @@ class Arrangement:
     Sites that are alike share one object, whatever comes or goes, so that a plan made at one of them serves at all.
     """
 
-    __slots__ = ("__weakref__", "_live", "_next", "numbers")
+    __slots__ = ("__weakref__", "_next", "live", "numbers")
 
     def __init__(self, numbers: tuple[int, ...] = ()):
         self.numbers = numbers
-        self._live: list[int] | None = None
+        self.live = [
+            i for i, number in enumerate(numbers) if number >= 0
+        ]  # not later: compiled code would see it change
         self._next: Any = WeakValueDictionary()
 
     def __getitem__(self, i: int) -> int:
@@ -63,13 +65,6 @@ class Arrangement:
 
     def __reduce__(self):
         return Arrangement, (self.numbers,)
-
-    @property
-    def live(self) -> list[int]:
-        """The modules that have a part."""
-        if self._live is None:
-            self._live = [i for i, number in enumerate(self.numbers) if number >= 0]
-        return self._live
 
     def plus(self, number: int) -> "Arrangement":
         """With one module more."""
