@@ -282,3 +282,15 @@ def test_a_model_dispatched_by_hooks():
     torch.testing.assert_close(mixed, alone)
     bay.detach()
     assert torch.equal(run(model, inputs), base) and "forward" in model.model.layers[0].self_attn.q_proj.__dict__
+
+
+def test_modules_in_the_state_dict_on_request():
+    model, _, attach = attached("llama")
+    keys = list(model.state_dict())
+    bay = attach().in_state_dict()
+    shown = {key: value.clone() for key, value in model.state_dict().items()}
+    assert sum("_bay" in key for key in shown) == len(bay.parameters())
+    randomise(bay)
+    model.load_state_dict(shown)
+    assert all(torch.equal(value, shown[key]) for key, value in model.state_dict().items())
+    assert list(bay.in_state_dict(False).model.state_dict()) == keys
