@@ -41,9 +41,8 @@ class Arrival:
 def assign(bay: mb.Bay, label: str, *modules: str) -> None:
     """From now on a label of the call means these modules."""
     router = bay.state.router
-    assert isinstance(router, mb.ByLabel) and router.table is not None
-    router.table[label] = list(modules)
-    router.build(bay.names(), next(iter(bay.modulars.values())).site)
+    assert isinstance(router, mb.ByLabel)
+    router.allocate(label, *modules)
 
 
 def _frozen(model: Assistant) -> tuple[mb.Bay, mb.Bay]:
