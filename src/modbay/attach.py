@@ -152,9 +152,11 @@ class Bay:
         return self.fitting.modulars
 
     def _part(self, name: str) -> int:
-        if name not in self.state.inventory.names:
-            raise BayError(f"no module {name!r} in bay {self.state.name!r}; there are {listed(self.names())}.")
-        return self.state.inventory.names.index(name)
+        try:
+            return self.state.inventory.names.index(name)
+        except ValueError:
+            have = listed(self.names())
+            raise BayError(f"no module {name!r} in bay {self.state.name!r}; there are {have}.") from None
 
     def _parts(self, *names: str) -> Iterator[nn.Module]:
         for name in names or self.names():
@@ -223,7 +225,7 @@ class Bay:
     def remove(self, name: str) -> "Bay":
         """Remove a module and its parameters; the others are untouched."""
         index = self._part(name)
-        self.fitting.unplug(name)
+        self.fitting.unplug(index, name)
         if isinstance(self.state.chosen, Routing):
             self.state.chosen = self._without(self.state.chosen, index)
         self.fitting.rebuild()

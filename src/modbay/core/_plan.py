@@ -52,9 +52,9 @@ class Arrangement:
 
     def __init__(self, numbers: tuple[int, ...] = ()):
         self.numbers = numbers
-        self.live = [
-            i for i, number in enumerate(numbers) if number >= 0
-        ]  # not later: compiled code would see it change
+        everywhere = -1 not in numbers
+        # Found now, not when asked for: compiled code would see it change.
+        self.live = range(len(numbers)) if everywhere else [i for i, number in enumerate(numbers) if number >= 0]
         self._next: Any = WeakValueDictionary()
 
     def __getitem__(self, i: int) -> int:

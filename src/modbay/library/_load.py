@@ -94,8 +94,8 @@ def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, 
         sources = {file.name: _module(fitting, file) for file in modules}
         state = {} if bay is None else _state(fitting, bay)
     except BaseException:
-        for name in [name for name in own if name not in before]:
-            fitting.unplug(name)
+        for name in own[len(before) :]:
+            fitting.unplug(len(before), name)
         raise
     if new:
         fitting.rebuild()

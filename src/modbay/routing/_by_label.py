@@ -28,12 +28,13 @@ class ByLabel(Router):
         super().__init__()
         self.label, self.keywords = label, (label,)
         self.table = None if table is None else {k: [v] if isinstance(v, str) else list(v) for k, v in table.items()}
+        self.place: dict[str, int] = {}
         self.remembered: dict = {}
 
     def build(self, names: Sequence[str], site: Site) -> None:
         gone = set(self.names).difference(names) if self.table is not None else ()
+        self.place = self._places(tuple(names))
         self.names, self.remembered = tuple(names), {}
-        self.place = dict(zip(names, range(len(names)), strict=True))
         if self.table is None:
             self.labels: Sequence[str] = self.names
             return
@@ -44,6 +45,16 @@ class ByLabel(Router):
         if unknown:
             raise LabelError(f"ByLabel({self.label!r}, table=…) names modules that the bay lacks: {listed(unknown)}.")
         self.labels = tuple(self.table)
+
+    def _places(self, names: tuple[str, ...]) -> dict[str, int]:
+        """Index by name. Where the last of a thousand modules came or went, the others are not counted again."""
+        if names and names[:-1] == self.names:
+            return self.place | {names[-1]: len(self.names)}
+        if self.names and names == self.names[:-1]:
+            place = self.place.copy()
+            del place[self.names[-1]]
+            return place
+        return {name: i for i, name in enumerate(names)}
 
     def rename(self, old: str, new: str) -> None:
         self.names = tuple(new if name == old else name for name in self.names)

@@ -132,9 +132,8 @@ class Fitting:
             self.state.read += tuple(new)
             swap(self.model, sorted(self.session.keywords))
 
-    def unplug(self, name: str) -> None:
+    def unplug(self, index: int, name: str) -> None:
         """Take a module out at all sites."""
-        index = self.state.inventory.names.index(name)
         for modular in self.modulars.values():
             modular.unplug(index, name)
         del self.state.inventory.names[index]
