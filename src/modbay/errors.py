@@ -8,6 +8,9 @@ ModbayError
 ├── BayError                the life of a bay: names, order of detaching, where and when to attach
 ├── SiteError               a site that never fired, or whose rows are not the batch
 ├── CallError               a second thread in the model, a recomputation that cannot be right
+├── DataError               data to learn from: files, columns, rows, classes; every bad row with its file and line
+├── ConfigError             what was asked of a run: an unknown method or argument, a base or folder that isn't there
+├── Interrupted             Ctrl-C, after all was saved
 └── FileError               what is on disk: truncated, extra, misshapen, not finite, not safetensors
     └── BaseMismatch        a module that was trained on another base
 """
@@ -43,6 +46,18 @@ class SiteError(ModbayError, RuntimeError):
 
 class CallError(ModbayError, RuntimeError):
     """A forward pass that could only give wrong numbers."""
+
+
+class DataError(ModbayError, ValueError):
+    """Data that can't be learned from as it is: a file, a column, rows or classes."""
+
+
+class ConfigError(ModbayError, ValueError):
+    """What was asked of a run makes no sense, or names what is not there."""
+
+
+class Interrupted(ModbayError):
+    """The user stopped a run; what it had reached is saved."""
 
 
 class FileError(ModbayError, ValueError):
