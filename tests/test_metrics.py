@@ -1,0 +1,239 @@
+"""Metrics against scikit-learn and scipy, intervals against known ones, spans against cases made by hand."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
+
+from modbay.errors import DataError
+from modbay.metrics import Record, paired, records, spans, table, verdict, write_records
+from modbay.metrics._paired import holm
+
+
+def classified(n=300, classes=7, right=0.7, seed=0, task="intent", values=("en", "de", "pt")):
+    g, truth = np.random.default_rng(seed), np.random.default_rng(99).integers(0, classes, n)
+    said = np.where(g.random(n) < right, truth, g.integers(0, classes + 1, n))  # one class is never a target
+    return [
+        Record(f"d.csv:{i + 2}", task, {"language": values[i % len(values)], "task": task}, f"c{t}", f"c{p}", 0.5)
+        for i, (t, p) in enumerate(zip(truth, said, strict=True))
+    ]
+
+
+def cell(cells, metric, label="", value="", task="intent"):
+    (found,) = [c for c in cells if (c.task, c.label, c.value, c.metric) == (task, label, value, metric)]
+    return found
+
+
+def test_records_come_back_and_bad_lines_are_named(tmp_path):
+    path = tmp_path / "deep" / "predictions.jsonl"
+    rows = [
+        *classified(3),
+        Record("t:1", "ner", {}, ("B-PER", "O"), ("O", "O")),
+        Record("x\udcff:2\u2028", "lm", {"language": "ไทย"}, None, None, None, 3.5, 7),
+    ]
+    assert records(write_records(path, rows)) == rows
+    assert [p.name for p in path.parent.iterdir()] == ["predictions.jsonl"]
+    with pytest.raises(DataError, match=r"t:1.*nll"):
+        write_records(path, [Record("t:1", "lm", nll=math.nan)])
+    assert records(path) == rows  # the old file is whole
+    path.write_text('{"where": "a", "task": "b"}\nno\n[1]\n{"where": 1, "colour": 2}\n')
+    with pytest.raises(DataError, match=r":2:(.|\n)*:3:.*list(.|\n)*:4:.*'colour'.*'task'"):
+        records(path)
+
+
+def test_classification_is_scikit_learns():
+    rows = classified()
+    cells = table(rows, {"intent": "classification"}, ["language"], draws=50)
+    for value in ("", "en", "de", "pt"):
+        some = [r for r in rows if value in ("", r.labels["language"])]
+        truth, said = [r.target for r in some], [r.prediction for r in some]
+        label = "language" if value else ""
+        assert cell(cells, "accuracy", label, value).estimate == pytest.approx(accuracy_score(truth, said))
+        macro = f1_score(truth, said, average="macro", labels=sorted(set(truth)))
+        assert cell(cells, "macro_f1", label, value).estimate == pytest.approx(macro)
+    truth, said, names = [r.target for r in rows], [r.prediction for r in rows], sorted({r.target for r in rows})
+    each = f1_score(truth, said, average=None, labels=names)
+    assert [cell(cells, "f1", "class", name).estimate for name in names] == pytest.approx(list(each))
+    mean = np.mean([cell(cells, "macro_f1", "language", v).estimate for v in ("en", "de", "pt")])
+    assert cell(cells, "macro_f1", "language").estimate == pytest.approx(mean)
+
+
+def test_a_draw_of_macro_f1_is_scikit_learns_of_the_rows_drawn():
+    from modbay.metrics._scores import scorer
+
+    rows, w = classified(40), np.random.default_rng(0).integers(0, 3, (40, 5)).astype(float)
+    score = scorer("classification", "intent", rows)(w)
+    for i in range(5):
+        drawn = [r for r, k in zip(rows, w[:, i], strict=True) for _ in range(int(k))]
+        truth, said = [r.target for r in drawn], [r.prediction for r in drawn]
+        macro = f1_score(truth, said, average="macro", labels=sorted(set(truth)))
+        assert score["macro_f1", ""][i] == pytest.approx(macro)
+
+
+def test_regression_is_scipys():
+    from modbay.metrics._scores import scorer
+
+    g = np.random.default_rng(1)
+    x = np.round(g.normal(1e6, 1, 80), 1)  # ties, and a large mean
+    y = np.round(x + g.normal(0, 1, 80), 1)
+    rows = [Record(f"d:{i}", "sts", {}, float(a), float(b)) for i, (a, b) in enumerate(zip(x, y, strict=True))]
+    w = np.concatenate([np.ones((80, 1)), g.integers(0, 3, (80, 3))], 1)
+    score = scorer("regression", "sts", rows)(w)
+    for i in range(4):
+        a, b = np.repeat(x, w[:, i].astype(int)), np.repeat(y, w[:, i].astype(int))
+        assert score["pearson", ""][i] == pytest.approx(stats.pearsonr(a, b)[0], abs=1e-8)
+        assert score["spearman", ""][i] == pytest.approx(stats.spearmanr(a, b)[0])
+        assert score["rmse", ""][i] == pytest.approx(root_mean_squared_error(a, b))
+    constant = [Record(f"d:{i}", "sts", {}, 0.1, float(b)) for i, b in enumerate(y)]
+    assert [c.metric for c in table(constant, {"sts": "regression"}, [])] == ["rmse"]
+
+
+SPANS = [
+    ("O O O", []),
+    ("B-X", [(0, 1, "X")]),
+    ("B-X I-X O", [(0, 2, "X")]),
+    ("O B-X I-X", [(1, 3, "X")]),
+    ("B-X B-X", [(0, 1, "X"), (1, 2, "X")]),
+    ("B-X I-X B-X I-X I-X", [(0, 2, "X"), (2, 5, "X")]),
+    ("I-X I-X O I-X", [(0, 2, "X"), (3, 4, "X")]),  # a span may begin with I, after O
+    ("B-X I-Y I-Y", [(0, 1, "X"), (1, 3, "Y")]),  # and where the type changes
+    ("I-X B-X", [(0, 1, "X"), (1, 2, "X")]),
+    ("X X O Y Y X", [(0, 2, "X"), (3, 5, "Y"), (5, 6, "X")]),  # bare tags
+    ("DRUG-dose DRUG-dose O", [(0, 2, "DRUG-dose")]),
+    ("B-A-b I-A-b", [(0, 2, "A-b")]),
+    ("B I O B", [(0, 2, ""), (3, 4, "")]),
+    ("", []),
+]
+
+
+@pytest.mark.parametrize(("tags", "found"), SPANS)
+def test_spans(tags, found):
+    assert spans(tags.split()) == set(found)
+
+
+def test_tagging_counts_spans_that_are_wholly_right():
+    rows = [
+        Record("t:1", "ner", {}, ("B-X", "I-X", "O", "B-Y"), ("B-X", "O", "O", "B-Y")),
+        Record("t:2", "ner", {}, ("O", "O"), ("O", "B-Z")),
+    ]
+    cells = table(rows, {"ner": "tagging"}, [], draws=50)
+    assert cell(cells, "span_f1", task="ner").estimate == pytest.approx(2 * 1 / (3 + 2))
+    assert cell(cells, "token_accuracy", task="ner").estimate == pytest.approx(4 / 6)
+    assert {c.value: c.estimate for c in cells if c.metric == "f1"} == {"X": 0.0, "Y": 1.0}
+    with pytest.raises(DataError, match="one tag and one predicted tag a word: 't:3'"):
+        table([*rows, Record("t:3", "ner", {}, ("O",), ("O", "O"))], {"ner": "tagging"}, [])
+
+
+def test_perplexity_is_a_ratio_of_sums():
+    rows = [Record(f"l:{i}", "lm", {}, None, None, None, 2.0 * i, i) for i in range(1, 30)]
+    (found,) = table([*rows, Record("l:0", "lm", {}, None, None, None, 0.0, 0)], {"lm": "causal"}, [])
+    assert (found.metric, found.estimate) == ("perplexity", pytest.approx(math.exp(2)))
+    assert found.low == pytest.approx(found.high)
+
+
+def test_intervals_cover_what_they_claim():
+    """A proportion's interval is the normal one; a mean over values has the spread of its own values."""
+    rows = classified(900, right=0.6)
+    cells = table(rows, {"intent": "classification"}, ["language"])
+    found = cell(cells, "accuracy")
+    half = 1.96 * math.sqrt(found.estimate * (1 - found.estimate) / 900)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    parts = [cell(cells, "accuracy", "language", v).estimate for v in ("en", "de", "pt")]
+    half = 1.96 * math.sqrt(sum(p * (1 - p) / 300 for p in parts)) / 3
+    found = cell(cells, "accuracy", "language")
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    many = table(classified(900, 40, values=[str(i) for i in range(12)]), {"intent": "classification"}, ["language"])
+    assert all(c.low <= c.estimate <= c.high for c in many)
+    assert table(rows, {"intent": "classification"}, ["language"]) == cells  # seeded
+    assert table(rows, {"intent": "classification"}, ["language"], seed=1) != cells
+    sure = [Record(f"d:{i}", "intent", {}, "a", "a") for i in range(20)]
+    assert cell(table(sure, {"intent": "classification"}, []), "accuracy").low == pytest.approx(
+        stats.binomtest(20, 20).proportion_ci().low
+    )
+
+
+def test_means_over_tasks():
+    rows = [*classified(task="intent"), *classified(task="topic", right=0.5)]
+    cells = table(rows, {"intent": "classification", "topic": "classification"}, ["language", "task"], draws=50)
+    for label, value in (("", ""), ("language", ""), ("language", "de")):
+        each = [cell(cells, "accuracy", label, value, task).estimate for task in ("intent", "topic")]
+        assert cell(cells, "accuracy", label, value, "").estimate == pytest.approx(np.mean(each))
+    assert not [c for c in cells if c.label == "task"]
+
+
+def test_ten_thousand_rows_are_quick():
+    rows, start = classified(10_000, 60), time.perf_counter()
+    table(rows, {"intent": "classification"}, ["language"])
+    assert time.perf_counter() - start < 10  # about 1 s
+
+
+def test_paired_says_what_is_shown_and_no_more():
+    good, bad = classified(right=0.9), classified(right=0.5, seed=3)
+    found = paired(good, bad, {"intent": "classification"}, ["language"], flips=2000)
+    top = next(d for d in found if not d.label and d.metric == "accuracy")
+    assert top.difference == pytest.approx(top.a - top.b) and top.low < top.difference < top.high
+    assert top.p < 0.05 and top.n == 300
+    said = verdict(found, "routed", "shared")
+    assert "accuracy of intent: routed is better than shared" in said and "n = 300" in said and "corrected p" in said
+    assert "routed is worse than shared" in verdict(
+        paired(bad, good, {"intent": "classification"}, []), "routed", "shared"
+    )
+    alike = paired(good, good, {"intent": "classification"}, ["language"])
+    assert {d.p for d in alike} == {1.0} and {d.difference for d in alike} == {0.0}
+    assert "no difference between a and b is shown" in verdict(alike) and "better" not in verdict(alike)
+    assert "Nothing was compared" in verdict([])
+
+
+def test_few_rows_are_permuted_exactly():
+    """Of 5 rows that differ, all in favour of one, 2 of 2⁵ changes are as extreme."""
+    a = [Record(f"d:{i}", "t", {}, "x", "x") for i in range(8)]
+    b = [Record(f"d:{i}", "t", {}, "x", "y" if i < 5 else "x") for i in range(8)]
+    (found,) = paired(a, b, {"t": "classification"}, [], metrics=["accuracy"])
+    assert found.p == pytest.approx(2 / 32) and found.difference == pytest.approx(5 / 8)
+    assert "no difference" in verdict([found])
+
+
+def test_drawn_permutations_are_the_sign_test():
+    a, b = classified(400, right=0.8), classified(400, right=0.72, seed=5)
+    (found,) = paired(a, b, {"intent": "classification"}, [], metrics=["accuracy"])
+    pairs = [(r.target == r.prediction, s.target == s.prediction) for r, s in zip(a, b, strict=True)]
+    first, second = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+    assert found.p == pytest.approx(stats.binomtest(first, first + second).pvalue, abs=0.015)
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_rows_that_do_not_join():
+    kinds, a = {"intent": "classification"}, classified()
+    found = paired(a[:-30], a[30:], kinds, ["language"])
+    assert {d.n for d in found if not d.label} == {240} and {d.missing for d in found if not d.label} == {60}
+    assert {d.missing for d in found if d.value == "de"} == {20}
+    assert "60 rows are in only one" in verdict(found)
+    with pytest.raises(DataError, match="no row in common"):
+        paired(a[:10], a[10:], kinds, [])
+    with pytest.raises(DataError, match=r"rows come twice: 'd\.csv:2'"):
+        paired([a[0], *a], a, kinds, [])
+    with pytest.raises(DataError, match="different targets"):
+        paired(a, [Record(a[0].where, a[0].task, a[0].labels, "other", "c1"), *a[1:]], kinds, [])
+
+
+def test_what_cannot_be_scored_is_said():
+    rows = classified(4)
+    for bad, message in (
+        (([], {}, []), "no records"),
+        ((rows, {}, []), "the tasks 'intent'"),
+        ((rows, {"intent": "classes"}, []), "the kinds are 'classification'"),
+        ((rows, {"intent": "classification"}, ["dialect"]), "no record has a label 'dialect'"),
+        ((rows, {"intent": "causal"}, []), "4 of 4 records lack an nll"),
+        ((rows, {"intent": "regression"}, []), "a number and a predicted number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            table(*bad)
