@@ -5,13 +5,33 @@ import time
 
 import numpy as np
 import pytest
+import torch
+
+import modbay as mb
 
 pytest.importorskip("sklearn")
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 
 from modbay.errors import DataError
-from modbay.metrics import Record, paired, records, spans, table, verdict, write_records
+from modbay.metrics import (
+    Record,
+    collapse,
+    effective_modules,
+    entropy,
+    norms,
+    paired,
+    parameters,
+    recorded,
+    records,
+    routes,
+    similarity,
+    spans,
+    table,
+    use,
+    verdict,
+    write_records,
+)
 from modbay.metrics._paired import holm
 
 
@@ -237,3 +257,139 @@ def test_what_cannot_be_scored_is_said():
     ):
         with pytest.raises(DataError, match=message):
             table(*bad)
+
+
+# Modules and routing
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)
+        self.conv = torch.nn.Conv1d(6, 4, 3, padding=1)
+
+    def forward(self, x, attention_mask=None):
+        h = self.b(torch.relu(self.a(x)))
+        return h, self.conv(h.mT)
+
+
+def bayed(modules, **more):
+    torch.manual_seed(0)
+    bay = mb.attach(Net(), at=["a", "b", "conv"], modules=modules, name="language", **more)
+    for p in bay.parameters():
+        torch.nn.init.normal_(p)
+    return bay
+
+
+def changes(bay):
+    """ΔW and Δb of each module, dense, in a row."""
+    rows = []
+    for i in range(len(bay.names())):
+        row = []
+        for m in bay.modulars.values():
+            part = m.order[i]
+            if part is None:
+                row += [torch.zeros(m.site.weight.numel() + len(m.site.bias))]
+                continue
+            w, b = part.kind.delta(part.tensors(), m.site).dense(m.site)
+            row += [w.detach().flatten(), torch.zeros(len(m.site.bias)) if b is None else b.detach()]
+        rows.append(torch.cat(row))
+    return torch.stack(rows).double()
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        {"en": mb.LoRA(2), "de": mb.LoRA(3, alpha=5), "pt": {"a": mb.LoRA(1)}},
+        {"en": mb.LoRA(2), "de": mb.BitFit(), "pt": mb.IA3()},
+    ],
+    ids=["low-rank", "mixed"],
+)
+def test_similarity_is_that_of_dense_updates(modules):
+    bay = bayed(modules)
+    rows = changes(bay)
+    found = similarity(bay)
+    assert (found["bay"], found["of"], found["modules"]) == ("language", "deltas", ["en", "de", "pt"])
+    wanted = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)
+    assert torch.tensor(found["cosine"], dtype=torch.double) == pytest.approx(wanted, abs=1e-5)
+    assert list(norms(bay).values()) == pytest.approx(rows.norm(dim=1).tolist(), rel=1e-5)
+    assert [row["norm"] for row in parameters(bay)] == list(norms(bay).values())
+
+
+def test_low_rank_updates_are_not_made_dense(monkeypatch):
+    monkeypatch.setattr(mb.deltas.LowRank, "dense", None)
+    bay = bayed({"en": mb.LoRA(2), "de": mb.LoRA(3)})
+    assert norms(bay)["en"] > 0
+    assert {row["kind"].split("(")[0] for row in parameters(bay)} == {"LoRA"}
+    sizes = [sum(p.numel() for p in bay.parameters(name)) for name in bay.names()]
+    assert [row["parameters"] for row in parameters(bay)] == sizes
+
+
+def test_similarity_of_copies_new_modules_and_others():
+    bay = bayed({"en": mb.Full(), "de": mb.Full()})
+    for p, q in zip(bay.parameters("en"), bay.parameters("de"), strict=True):
+        q.data = p.data.clone()
+    assert similarity(bay)["cosine"][0][1] == pytest.approx(1) and similarity(bay)["of"] == "deltas"
+    bay.reset("de")  # a copy of the base changes nothing
+    assert similarity(bay)["cosine"] == [[1, 0], [0, 1]] and norms(bay)["de"] == 0
+    bay = mb.attach(Net(), at=["a"], modules={"en": mb.Bottleneck(2), "de": mb.Bottleneck(2)}, name="language")
+    assert similarity(bay)["of"] == "parameters"
+
+
+def test_routes_by_label_and_skills():
+    (row,) = routes(bayed({"en": mb.LoRA(2), "de": mb.LoRA(2)}))
+    assert (row["site"], row["label"], row["values"]) == ("", "language", ["en", "de"])
+    assert row["weights"] == [[1, 0], [0, 1]]
+    table = {"x": ["en", "de"], "y": ["de"]}
+    (row,) = routes(bayed({"en": mb.LoRA(2), "de": mb.LoRA(2)}, router=mb.ByLabel("language", table)), ["y", "x"])
+    assert row["weights"] == [[0, 1], [1, 1]]
+    router = mb.Skills("task", ["t1", "t2", "t3"])
+    (row,) = routes(bayed({"a": mb.LoRA(2), "b": mb.LoRA(2)}, router=router))
+    gates = torch.sigmoid(router.logits)
+    assert torch.tensor(row["weights"]) == pytest.approx((gates / gates.sum(-1, keepdim=True)).detach())
+    assert router.training
+    assert len(routes(bayed({"a": mb.LoRA(2)}, router=lambda: mb.Uniform()))) == 3
+    with pytest.raises(mb.errors.CompositionError, match="recorded"):
+        routes(mb.attach(Net(), at="a", modules={"a": mb.LoRA(2)}, router=mb.TopK(1), name="m"))
+
+
+def test_routes_of_calls_are_recorded():
+    torch.manual_seed(0)
+    model = Net()
+    modules = {"x": mb.LoRA(2), "y": mb.LoRA(2)}
+    bay = mb.attach(model, at=["a", "b"], modules=modules, router=lambda: mb.TopK(1), name="m")
+    x, mask, language = torch.randn(4, 5, 6), torch.ones(4, 5), ["en", "de", "en", None]
+    mask[0, 2:] = 0
+    model.train()(x, attention_mask=mask)
+    model.eval()
+    with recorded(model) as recorder:
+        recorder.label(language=language)
+        model(x, attention_mask=mask)
+        recorder.label(language=["en", "fr"])
+        model(x[:2], attention_mask=mask[:2])
+    model(x, attention_mask=mask)  # not recorded
+    rows = {(row["site"], row["label"]): row for row in recorder.rows()}
+    assert set(rows) == {("a", ""), ("a", "language"), ("b", ""), ("b", "language")}
+    row = rows["a", "language"]
+    assert (row["bay"], row["values"], row["modules"]) == ("m", ["de", "en", "fr"], ["x", "y"])
+    gate = bay.modulars["a"].router.gate
+    p = torch.softmax(x @ gate.T, -1)
+    weights = torch.where(p == p.max(-1, keepdim=True).values, p, 0)
+    mean = (weights * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    wanted = torch.stack([mean[1], (mean[0] + mean[2] + mean[0]) / 3, mean[1]])
+    assert torch.tensor(row["weights"]) == pytest.approx(wanted.detach(), abs=1e-6)
+
+
+def test_use_and_collapse():
+    w = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    assert use(w) == pytest.approx([0.75, 0.25, 0])
+    assert entropy([0.5, 0.5]) == pytest.approx(stats.entropy([0.5, 0.5]))
+    assert effective_modules([0.25] * 4) == pytest.approx(4) and effective_modules([1, 0]) == pytest.approx(1)
+    assert use([[0.0, 0.0]]) == pytest.approx([0, 0])
+    (said,) = collapse(["a", "b", "c"], w, bay="m")
+    assert "'c' gets 0.00% of the use" in said
+    (said,) = collapse(["a", "b"], [[0.5, 0.5], [0.5, 0.5]])
+    assert "does not tell them apart" in said
+    (said,) = collapse(["a", "b"], similarity={"of": "deltas", "cosine": [[1, 0.999], [0.999, 1]]})
+    assert "nearly the same" in said
+    assert collapse(["a", "b"], [[1.0, 0.0], [0.0, 1.0]]) == []
