@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import modbay as mb
 from modbay.cli import app
+from modbay.methods import METHODS
 
 
 def call(*args: str, code: int = 0) -> str:
@@ -151,7 +152,7 @@ def test_methods_lists_all_that_modbay_exports():
     bases = (mb.Kind, mb.Router, mb.Aggregator)
     abstract = {mb.ParameterComposition, mb.InputComposition, mb.FunctionComposition, mb.Replacement, mb.Generator}
     public = {n for n, v in vars(mb).items() if isinstance(v, type) and issubclass(v, bases)}
-    assert set(listed) == public - {c.__name__ for c in (*bases, *abstract)}
+    assert set(listed) == public - {c.__name__ for c in (*bases, *abstract)} | set(METHODS)
     assert all(m["summary"] and m["doc"] and m["source"] for m in listed.values())
     assert listed["LoRA"]["arxiv"] == ["2106.09685", "2312.03732"]
     assert listed["LoRA"]["signature"] == "LoRA(rank=8, alpha=None, stable=False)"

@@ -13,6 +13,7 @@ from torch import nn
 from .. import seams
 from ..core import base_type
 from ..errors import ModbayError
+from ..methods import place
 from ._say import console, fail, table
 
 CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -71,20 +72,6 @@ def facts(name: str, model: nn.Module, matched: dict[str, list[seams.Place]]) ->
             for pattern, places in matched.items()
         },
     }  # fmt: skip
-
-
-def place(pattern: str) -> Any:
-    """What `at=` gets for a pattern of the command line: role.ffn, or mb.role.ffn, is a role."""
-    said = re.fullmatch(r"(?:mb\.)?role\.([\w.]+)", pattern)
-    if said is None:
-        return pattern
-    found: Any = seams.role
-    try:
-        for part in said[1].split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        fail(f"--at {pattern}: {error}.")
-    return found
 
 
 def parameters(one: seams.Place) -> list[nn.Parameter]:

@@ -15,10 +15,11 @@ TERMS = {Kind: "kind of module", Router: "router", Aggregator: "aggregator"}
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """`, did you mean 'LoRA'?`, or what there is."""
+    """What is likely meant, and all that there is."""
     folded = {one.lower(): one for one in known}
     found = get_close_matches(name.lower(), folded, 1)
-    return f"; did you mean {folded[found[0]]!r}?" if found else f"; there are {listed(known, 20)}."
+    meant = f"; did you mean {folded[found[0]]!r}? There" if found else "; there"
+    return f"{meant} are {listed(known, 20)}." if known else "; there are none."
 
 
 def classes(base: type) -> dict[str, type]:

@@ -32,13 +32,14 @@ def build(
     if then is None or then == by:
         raise ConfigError(
             f"method 'sequence' wants two labels, as language and task; by={by!r} is one, and there are "
-            f"{listed(values)}. Give the rows another label (by: {{language: COLUMN}}), or say options: {{then: LABEL}}."
+            f"{listed(values)}. Give the rows another label (by: {{language: COLUMN}}), or say which, options: "
+            f"{{then: LABEL}}."
         )
     kind = Bottleneck(reduction=16) if kind is None else kind
     if not isinstance(kind, FunctionComposition) or getattr(kind, "placement", "serial") != "serial":
         raise ConfigError(
             f"method 'sequence' with {kind!r}: it doesn't read what the module before it gave, so that there is no "
-            f"order between the two. Use Bottleneck or IA3, or the method shared+private, which adds."
+            f"order between the two. Use Bottleneck, or the method shared+private, which adds."
         )
     where = SITES if at is None else at
     return [
