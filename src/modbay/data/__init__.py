@@ -13,3 +13,4 @@ from ._split import load as load
 from ._split import split as split
 from ._survey import Survey as Survey
 from ._survey import survey as survey
+from ._write import write_rows as write_rows

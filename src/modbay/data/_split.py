@@ -1,7 +1,6 @@
 """Parts for training, validation and test: as given, or drawn by a seed so that no text and no group is in two."""
 
 import hashlib
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +103,6 @@ def split(
     fractions = {name: f for name, f in fractions.items() if f > 0}
     part = _assign(rows, units, strata, fractions)
     _none_empty(rows, units, part, fractions)
-    _all_in_train(rows, units, part)
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     of = {i: part[u] for u, unit in enumerate(units) for i in unit}
     for i, row in enumerate(rows):
@@ -153,39 +151,46 @@ def _strata(rows: Sequence[Row]) -> list[tuple]:
 
 def _assign(rows, units, strata, fractions: Mapping[str, float]) -> list[str]:
     """The part of each unit. Those of several rows go where most is wanting, the largest first; the single rows then
-    fill each stratum's share, fractions of a row carried on to the next, so that small strata count together."""
+    fill each stratum's share, fractions of a row carried on to the next, so that small strata count together. The last
+    unit of a class or label value is train's."""
     quota = Counter(strata)
     have: dict[tuple, Counter] = {s: Counter() for s in quota}
     total: Counter = Counter()
-    part = [""] * len(units)
-    order = sorted(range(len(units)), key=lambda u: -len(units[u]))
+    names = [{name for i in unit for name in _names(rows[i])} for unit in units]
+    free = Counter(name for several in names for name in several)  # units that may yet be train's
+    part = ["train"] * len(units)
     singles: dict[tuple, list[int]] = defaultdict(list)
-    for u in order:
+
+    def fill(name: str, inside: Counter, size: int) -> float:
+        of = sum(n / size * (have[s][name] + n) / (quota[s] * fractions[name]) for s, n in inside.items())
+        return of + (total[name] + size) / (len(rows) * fractions[name])
+
+    for u in sorted(range(len(units)), key=lambda u: -len(units[u])):
         if len(units[u]) == 1:
             singles[strata[units[u][0]]].append(u)
             continue
-        inside, size = Counter(strata[i] for i in units[u]), len(units[u])
-
-        def fill(name: str, inside=inside, size=size) -> float:
-            of = sum(n / size * (have[s][name] + n) / (quota[s] * fractions[name]) for s, n in inside.items())
-            return of + (total[name] + size) / (len(rows) * fractions[name])
-
-        part[u] = min(fractions, key=fill)
+        inside, size = Counter(sorted(strata[i] for i in units[u])), len(units[u])
+        if all(free[name] > 1 for name in names[u]):
+            part[u] = min(fractions, key=lambda name: fill(name, inside, size))
+        if part[u] != "train":
+            free.subtract(names[u])
         total[part[u]] += size
         for s, n in inside.items():
             have[s][part[u]] += n
     carry = dict.fromkeys(fractions, 0.5)
     for s in sorted(singles):
-        free = singles[s]
+        at = 0
         for name in [name for name in ("test", "validation") if name in fractions]:
             due = quota[s] * fractions[name] - have[s][name] + carry[name]
-            taken = max(0, min(math.floor(due), len(free)))
-            carry[name] = due - taken
-            for u in free[:taken]:
-                part[u] = name
-            free = free[taken:]
-        for u in free:
-            part[u] = "train"
+            for u in singles[s][at:]:
+                if due < 1:
+                    break
+                at += 1
+                if all(free[n] > 1 for n in names[u]):
+                    part[u] = name
+                    free.subtract(names[u])
+                    due -= 1
+            carry[name] = min(due, 1.0)  # what could not be had here is not taken from others
     return part
 
 
@@ -212,20 +217,9 @@ def _none_empty(rows, units, part: list[str], fractions: Mapping[str, float]) ->
                 counts = Counter(part[u] for u in own)
                 beside = Counter((part[u], rows[i].target) for u in own for i in units[u])
                 several = [u for u in own if counts[part[u]] > 1]  # a target that stays without a row is missed most
-                part[min(several, key=lambda u: (-beside[part[u], rows[units[u][0]].target], len(units[u])))] = name
-
-
-def _all_in_train(rows, units, part: list[str]) -> None:
-    """Classes and label values that no training row has get one back, unless that would leave a part empty."""
-    learned = {name for u, unit in enumerate(units) if part[u] == "train" for i in unit for name in _names(rows[i])}
-    left = Counter((rows[i].task, part[u]) for u, unit in enumerate(units) for i in unit)
-    for u in sorted((u for u in range(len(units)) if part[u] != "train"), key=lambda u: (len(units[u]), u)):
-        names = {name for i in units[u] for name in _names(rows[i])}
-        size = Counter((rows[i].task, part[u]) for i in units[u])
-        if names - learned and all(left[key] > n for key, n in size.items()):
-            left.subtract(size)
-            part[u] = "train"
-            learned |= names
+                part[
+                    min(several, key=lambda u: (-min(beside[part[u], rows[i].target] for i in units[u]), len(units[u])))
+                ] = name
 
 
 def _names(row: Row) -> Iterable[tuple]:

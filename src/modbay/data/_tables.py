@@ -20,8 +20,8 @@ Bad = Callable[[str, object], None]  # (where, why): notes a row that is no reco
 def records(file: File, separator: str | None, bad: Bad) -> tuple[list[str] | None, Iterator[Record]]:
     """(the columns, where the file names them at its head; its records). Rows that are none go to `bad`."""
     if file.form in ("csv", "tsv"):
-        rows = _table(file.path, separator or (";,\t"[2] if file.form == "tsv" else ","), bad)
-        return next(rows)[1]["columns"], rows
+        columns, rows = fields(file, separator, bad)
+        return columns, ((where, dict(zip(columns, row, strict=True))) for where, row in rows)
     if separator is not None:
         raise DataError(f"separator={separator!r} is for .csv and .tsv; {file.path} has none.")
     if file.form == "parquet":
@@ -29,39 +29,40 @@ def records(file: File, separator: str | None, bad: Bad) -> tuple[list[str] | No
     return None, _lines(file.path, bad) if file.form == "jsonl" else _list(file.path, bad)
 
 
-def _table(path: Path, separator: str, bad: Bad) -> Iterator[Record]:
-    """First the columns, then the rows. Line numbers are those where a row begins: a field may have many lines."""
+def fields(file: File, separator: str | None, bad: Bad) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """(the columns; where each row begins, and its fields) of a text table."""
+    rows = _table(file.path, separator or ("\t" if file.form == "tsv" else ","), bad)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{file.path}: the file is empty: the first line names the columns, the rows follow.")
+    return _head(file.path, first[1]), rows
+
+
+def _table(path: Path, separator: str, bad: Bad) -> Iterator[tuple[str, list[str]]]:
+    """First the columns, then the rows that have as many fields, each with its first line: a field may have many."""
     csv.field_size_limit(max(FIELD, csv.field_size_limit()))
+    width = 0
     with text(path, newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
-        columns: list[str] | None = None
         while True:
-            begins = reader.line_num + 1
+            where = f"{path}:{reader.line_num + 1}"
             try:
-                fields = next(reader, None)
+                row = next(reader, None)
             except csv.Error as error:
-                bad(f"{path}:{begins}", f"{_quoting(error)}; what follows it was not read")
-                if columns is None:
-                    raise DataError(f"{path}:{begins}: the head of the table: {_quoting(error)}") from None
+                if not width:
+                    raise DataError(f"{where}: in the names of the columns, {_quoting(error)}.") from None
+                bad(where, f"{_quoting(error)}; what follows was not read")
                 return
-            if fields is None:
-                break
-            if not fields:  # an empty line
+            if row is None:
+                return
+            if not row:  # an empty line
                 continue
-            if columns is None:
-                columns = _head(path, fields)
-                yield "", {"columns": columns}
-            elif len(fields) != len(columns):
-                quoted = (
-                    f" A text that holds {separator!r} must stand in quotation marks."
-                    if len(fields) > len(columns)
-                    else ""
-                )
-                bad(f"{path}:{begins}", f"{len(fields)} fields, where the head has {len(columns)}.{quoted}")
+            width = width or len(row)
+            if len(row) == width:
+                yield where, row
             else:
-                yield f"{path}:{begins}", dict(zip(columns, fields, strict=True))
-    if columns is None:
-        raise DataError(f"{path}: the file is empty: the first line names the columns, the rows follow.")
+                more = f"; a text with {separator!r} in it must stand in quotation marks" if len(row) > width else ""
+                bad(where, f"{len(row)} fields, where the first line has {width}{more}")
 
 
 def _quoting(error: csv.Error) -> str:
