@@ -114,7 +114,7 @@ def test_sequence_composes():
     bays = attached(model, METHODS["sequence"].build(VALUES, "language", mb.Bottleneck(3, std=0.5), "0"))
     assert list(bays) == ["language", "task"]
     first = model(x, language="en", task=[None, None])
-    params = bays["task"].modulars["0"].parts["ner"].tensors()
+    params = bays["task"].modulars["0"].parts._modules["ner"].tensors()
     change = torch.relu(first @ params["down"].T) @ params["up"].T
     torch.testing.assert_close(model(x, language="en", task="ner"), first + change)
     assert not torch.allclose(change, torch.zeros(2, 4))
