@@ -640,6 +640,9 @@ def test_what_can_not_be_written(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=re.escape(said)):
             write_rows(tmp_path / out, path, columns)
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+    (tmp_path / "there.csv").mkdir()
+    with pytest.raises(DataError, match=re.escape("there.csv: can't be written (Is a directory)")):
+        write_rows(tmp_path / "there.csv", path, {"p": [1, 2, 3]})
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)

@@ -57,9 +57,12 @@ def write_rows(
                 raise DataError(f"{place}: can't be written ({error.strerror or error}).") from error
         values.end(str(source))
         for (place, _), temporary in zip(jobs, temporaries, strict=True):
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, place)
+            try:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, place)
+            except OSError as error:
+                raise DataError(f"{place}: can't be written ({error.strerror or error}).") from error
     return [place for place, _ in jobs]
 
 
