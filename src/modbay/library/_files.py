@@ -61,7 +61,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file; returns its SHA-256."""
     own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt", "by": "modbay"}))
+    _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt"}))
     return sha256(path)
 
 
