@@ -226,11 +226,15 @@ def test_the_verdict_names_the_figure_and_its_interval():
     assert "Accuracy over all tasks is 50.0\u202f%" in "".join(read(report.html(facts)).words)
 
 
-def test_differences_are_bold_only_where_the_interval_leaves_out_nought():
-    rows = [difference("sure", "", ""), difference("unsure", "", "", d=0.01)]
+def test_differences_are_bold_only_where_they_are_shown():
+    rows = [
+        difference("sure", "", ""),
+        difference("unsure", "", "", d=0.01),
+        difference("many", "", "", d=0.05) | {"p": 0.2},
+    ]
     page = report.html({"against": {"name": "other", "rows": rows}})
-    assert "<b>+3.0</b>" in page and "<b>+1.0</b>" not in page and "+1.0" in page
-    assert "1 interval leaves out nought" in page
+    assert "<b>+3.0</b>" in page and page.count("<b>+") == 1 and "+1.0" in page
+    assert "of 3 differences 1 is shown" in page
 
 
 def test_failed_proofs_are_not_hidden():

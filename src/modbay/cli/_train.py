@@ -147,7 +147,8 @@ def show_plan(ready: Any, as_json: bool) -> None:
         out.print(f"sites of {name!r}: {', '.join(sites[:4])}{more}", soft_wrap=True)
     rates = ", ".join(f"{rate['name']} {rate['lr']:g}" for rate in plan["rates"])
     out.print(
-        f"\n{plan['steps']:,} steps of {plan['batch']}; rates: {rates or 'none'}; {plan['memory_mib']:,} MiB and activations."
+        f"\n{plan['steps']:,} steps of {plan['batch']}; rates: {rates or 'none'}; "
+        f"{plan['memory_mib']:,} MiB, and the activations."
     )
 
 

@@ -66,7 +66,7 @@ def _lead(methods: Sequence[Facts], reference: str) -> str:
         return f"{shown}, each with its 95\u202f% interval; overlapping intervals decide nothing."
     return (
         f"{shown}. The paired difference to {reference} decides, not whether two intervals overlap: "
-        "it is bold where its interval leaves out nought, and proves nothing where it does not."
+        "it is bold where its interval leaves out nought and p is below 0.05; from the others nothing follows."
     )
 
 
@@ -117,7 +117,7 @@ def _pairs(methods: Sequence[Facts], metric: str, titles: Mapping[str, str]) -> 
     ]
     most = max((abs(x) for line in values for x in numbers(line)), default=1.0)
     made = heat(
-        f"Row less column, in{points(metric) or ' ' + named(metric)}. Bold: the interval leaves out nought.",
+        f"Row less column, in{points(metric) or ' ' + named(metric)}. Bold: the interval leaves out nought and p is below 0.05.",
         "Differences between all methods", [_title(row) for row in methods], [titles.get(n, n) for n in names], values,
         cells, between=(-most, most), both=True,
     )  # fmt: skip

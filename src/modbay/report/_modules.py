@@ -270,7 +270,7 @@ def _parameters(modules: Sequence[Facts]) -> Safe:
         [
             str(row.get("bay", NONE)),
             str(row.get("module", NONE)),
-            str(row.get("kind", NONE)),
+            tag("span", str(row.get("kind", NONE)), class_="long"),
             _sites_of(row.get("sites")),
             count(row.get("parameters")),
             count(learned(row)),

@@ -241,18 +241,18 @@ def against(facts: Facts) -> Safe | None:
         for metric, group in grouped(cells, lambda row: str(row.get("metric", ""))).items()
     ]
     sure = [row for row in cells if sided(row)]
-    told = "interval leaves out nought" if len(sure) == 1 else "intervals leave out nought"
     lead = (
-        f"Both runs answered the same test rows. Of {plural(len(cells), 'difference')}, {len(sure)} {told} (bold); "
-        "from the others nothing follows, least of all that the two runs are equal."
+        f"Both runs answered the same test rows; of {plural(len(cells), 'difference')} {len(sure)} "
+        f"{'is' if len(sure) == 1 else 'are'} shown (bold: the interval leaves out nought and p is below 0.05). "
+        "From the others nothing follows, least of all that the two runs are equal."
     )
     return section("against", f"Against {name}", lead, *tables)
 
 
 def sided(row: Facts) -> bool:
-    """Whether an interval of a difference leaves out nought."""
-    low, high = number(row.get("low")), number(row.get("high"))
-    return low is not None and high is not None and (low > 0 or high < 0)
+    """Whether a difference is shown: its interval leaves out nought, and p, where there is one, is below 0.05."""
+    low, high, p = number(row.get("low")), number(row.get("high")), number(row.get("p"))
+    return low is not None and high is not None and (low > 0 or high < 0) and (p is None or p < 0.05)
 
 
 def _against(metric: str, name: str, cells: Sequence[Facts]) -> Safe:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from math import floor, log10
 from typing import Any
 
 from . import _charts as charts
@@ -33,10 +34,11 @@ def curve(facts: Facts) -> Safe | None:
         points = _thin([(row["step"], row[key]) for row in steps if number(row.get(key)) is not None])
         if len(points) < 2:
             continue
+        points, power = _scaled(points)
         first, last = points[0][1], points[-1][1]
-        said = f"{name} over {plural(len(points), 'point')}, from {_small(first)} to {_small(last)}"
+        said = f"{name} over {plural(len(points), 'point')}, from {show(first)} to {show(last)}"
         one = charts.Series(name, points, mark=0, dots=len(points) <= 20)
-        caption = tag("figcaption", tag("strong", capital(name)), f": from {_small(first)} to {_small(last)}")
+        caption = tag("figcaption", tag("strong", capital(name)), f"{power}: from {show(first)} to {show(last)}")
         figures.append(tag("figure", caption, charts.chart([one], said, across="step")))
     if not figures:
         return None
@@ -44,11 +46,13 @@ def curve(facts: Facts) -> Safe | None:
     return section("curve", "Learning curves", lead, tag("div", figures, class_="figures"))
 
 
-def _small(x: float) -> str:
-    if not 0 < abs(x) < 1e-3:
-        return show(x)
-    digits, power = f"{x:.1e}".split("e")
-    return f"{digits.replace('-', '−')}\u202f×\u202f10{str(int(power)).translate(RAISED)}"
+def _scaled(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], str]:
+    """Very small and very large figures in a power of ten that the caption names, so that the ruler stays short."""
+    most = max(abs(y) for _, y in points)
+    if most == 0 or 0.01 <= most < 10_000:
+        return list(points), ""
+    power = floor(log10(most))
+    return [(x, y / 10.0**power) for x, y in points], f", in 10{str(power).translate(RAISED)}"
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

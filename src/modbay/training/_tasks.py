@@ -102,7 +102,8 @@ def values_of(splits: Splits) -> dict[str, dict[str, str]]:
     for row in [*splits.train, *splits.validation, *splits.test]:
         for label, value in row.labels.items():
             seen.setdefault(label, set()).add(value)
-    return {label: data.slugs(sorted(several)) for label, several in seen.items()}
+    tables = {label: data.slugs(sorted(several)) for label, several in seen.items()}
+    return {label: {value: name for name, value in table.items()} for label, table in tables.items()}
 
 
 def absolute(config: Config) -> Config:
