@@ -1,8 +1,10 @@
 """What every test stands on: one thread, one seed, no hub; and small pretrained models that ordinary packages carry."""
 
 import copy
+import csv
 import importlib.util
 import os
+import random
 from pathlib import Path
 
 import hypothesis
@@ -71,3 +73,51 @@ def folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"{package} is not installed: make venv")
     return Path(spec.submodule_search_locations[0])
+
+
+WORDS = {
+    "en": {"weather": "rain sun wind cold", "music": "song band loud drum", "timer": "wait minute clock stop"},
+    "de": {"weather": "regen sonne wind kalt", "music": "lied kapelle laut trommel", "timer": "warte minute uhr halt"},
+    "fr": {"weather": "pluie soleil vent froid", "music": "chanson groupe fort tambour", "timer": "attends minute heure arrete"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A folder with a BERT of 2 layers, 32 wide, random weights, and a tokenizer that knows the words of `tiny_rows`."""
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path_factory.mktemp("base")
+    known = sorted({word for several in WORDS.values() for said in several.values() for word in said.split()})
+    letters = [c for x in "abcdefghijklmnopqrstuvwxyz0123456789" for c in (x, f"##{x}")]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *known]
+    (path / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(config).save_pretrained(path)
+    transformers.BertTokenizer(str(path / "vocab.txt")).save_pretrained(path)
+    return path
+
+
+def tiny_rows(languages=("en", "de"), each: int = 20, seed: int = 0) -> list[tuple[str, str, str]]:
+    """(text, target, language): a text is three words of its target's, in its language, and a number; none comes twice."""
+    rng, rows = random.Random(seed), []
+    for language in languages:
+        for target, words in WORDS[language].items():
+            rows += [(" ".join([*rng.sample(words.split(), 3), str(i)]), target, language) for i in range(each)]
+    return rows
+
+
+def write_csv(path: Path, rows, heads=("text", "target", "language")) -> Path:
+    """Rows as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([heads, *rows])
+    return path
+
+
+@pytest.fixture
+def tiny_csv(tmp_path) -> Path:
+    """`tiny_rows` as a file: 120 texts of 3 targets in 2 languages."""
+    return write_csv(tmp_path / "said.csv", tiny_rows())
