@@ -46,7 +46,9 @@ def compare(facts: Facts) -> Safe | None:
     lead = _lead(methods, titles.get(reference, reference)) + (
         f" Budget: {made['budget']}" if made.get("budget") else ""
     )
-    return section("compare", "Methods compared", lead, *parts)
+    said = [line for line in str(made.get("verdict") or "").strip().split("\n")[1:] if line.strip()]
+    more = tag("ul", [tag("li", line) for line in said]) if said else None  # the first line stands under the title
+    return section("compare", "Methods compared", lead, parts[0], more, *parts[1:])
 
 
 def _reference(methods: Sequence[Facts]) -> str:
@@ -117,7 +119,7 @@ def _pairs(methods: Sequence[Facts], metric: str, titles: Mapping[str, str]) -> 
     ]
     most = max((abs(x) for line in values for x in numbers(line)), default=1.0)
     made = heat(
-        f"Row less column, in{points(metric) or ' ' + named(metric)}. Bold: the interval leaves out nought and p is below 0.05.",
+        f"Row less column, in{points(metric) or ' ' + named(metric)}. Bold: shown, as above.",
         "Differences between all methods", [_title(row) for row in methods], [titles.get(n, n) for n in names], values,
         cells, between=(-most, most), both=True,
     )  # fmt: skip

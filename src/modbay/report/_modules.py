@@ -60,7 +60,7 @@ def _routed(bay: str, label: str, maps: Sequence[Facts]) -> Safe:
     """The maps of one bay by one label: the mean over sites first, then by kind of site, then site by site."""
     first = maps[0]
     alike = [row for row in maps if _size(row) == _size(first)]
-    parts = [tag("h3", f"{bay or 'Bay'} by {label}" if label else bay)]
+    parts = [tag("h3", f"Bay {bay}, routed by {label}" if label else f"Bay {bay}")]
     where = "at all sites" if len(alike) == 1 else f"mean of {plural(len(alike), 'site')}"
     site = str(first.get("site") or "")
     parts.append(
@@ -102,7 +102,7 @@ def _map(row: Facts, weights: Matrix, where: str, label: str) -> Safe:
     caption = join(where, ": ", _says(values, modules, weights))
     made = heat(
         caption, f"Routing of {row.get('bay', '')} by {label}", values, modules, weights, cells,
-        between=(0.0, max(known)), both=signed,
+        between=(0.0, max(*known, min(1.0, 3 / len(modules)))), both=signed,
     )  # fmt: skip
     return folded(f"{where}: {plural(len(values), 'value')} of {label}", made, len(values), MAPPED)
 
@@ -250,9 +250,10 @@ def parameters(facts: Facts) -> Safe | None:
     base = facts.get("base")
     size = number(base.get("parameters")) if isinstance(base, Mapping) else None
     whole = short(sum(numbers(row.get("parameters") for row in modules)))
-    lead = f"{plural(len(modules), 'module')} with {whole} parameters, "
+    named = sum(not str(row.get("module", "")).startswith("(") for row in modules)  # (routing) is no module
+    lead = f"{plural(named, 'module')} with {whole} parameters, "
     lead += f"of which {short(learning)} learned" + (f", beside the base’s {short(size)}." if size else ".")
-    lead += " The norm is of all its parameters; one near nought has learned little."
+    lead += " The norm is of what a module changes, else of its parameters: near nought, it has learned little."
     return section("parameters", "Parameters by module", lead, _parameters(modules))
 
 
@@ -286,7 +287,7 @@ def _parameters(modules: Sequence[Facts]) -> Safe:
         [
             bay,
             count(len(group)),
-            listed(list(dict.fromkeys(str(row.get("kind", NONE)) for row in group))),
+            tag("span", listed(list(dict.fromkeys(str(row.get("kind", NONE)) for row in group))), class_="long"),
             count(sum(numbers(row.get("parameters") for row in group))),
             count(sum(numbers(learned(row) for row in group))),
         ]

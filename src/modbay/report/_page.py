@@ -90,7 +90,7 @@ def _line(facts: Mapping[str, Any]) -> Safe:
     parts = [
         "modbay",
         facts.get("method"),
-        f"on {Path(str(name)).name or name}" if name else None,
+        f"on {'/'.join(Path(str(name)).parts[-2:])}" if name else None,
         _when(facts.get("when")),
     ]
     return join([tag("span", text(part)) for part in parts if part])

@@ -64,7 +64,7 @@ def verdict(facts: Facts) -> Safe | str:
     compare = facts.get("compare")
     cell = main_cell(facts)
     if isinstance(compare, Mapping) and compare.get("verdict"):
-        return str(compare["verdict"])
+        return str(compare["verdict"]).strip().split("\n")[0]
     if cell is None:
         return ""
     over = f" over {plural(int(cell['n']), 'test row')}" if number(cell.get("n")) else ""
@@ -152,8 +152,9 @@ def results(facts: Facts) -> Safe | None:
     if whole:
         parts.append(_whole(whole))
     by_label = grouped([row for row in cells if label_of(row)], lambda row: (task_of(row), label_of(row)))
+    by_label = dict(sorted(by_label.items(), key=lambda item: item[0][1] == "class"))  # classes are many: last
     tables = [_by_label(task, label, group) for (task, label), group in by_label.items()]
-    broad = ["broad" if len(metrics_of(group)) > 1 else None for group in by_label.values()]
+    broad = ["broad" if len(metrics_of(group)) > 1 or len(tables) == 1 else None for group in by_label.values()]
     made = [tag("div", one, class_=kind) for one, kind in zip(tables, broad, strict=True)]
     parts.append(tag("div", made, class_="pairs") if made else None)
     lead = (
@@ -172,7 +173,7 @@ def _whole(cells: Sequence[Facts]) -> Safe:
     shares = [row for row in cells if headed(str(row.get("metric", ""))).endswith("%")]
     scale = charts.spanning([row.get(key) for row in shares for key in ("estimate", "low", "high")], "accuracy")
     ruler = charts.axis(scale, "accuracy") if shares else ""
-    heads = [LEFT("task"), Head(ruler), RIGHT("estimate"), RIGHT("test rows")]
+    heads = [LEFT("task"), Head(ruler), RIGHT("estimate"), RIGHT("rows")]
     lines = []
     for row in cells:
         metric = str(row.get("metric", ""))
@@ -193,7 +194,7 @@ def _by_label(task: str, label: str, cells: Sequence[Facts]) -> Safe:
     scale = charts.spanning(places, first)
     mean = number(main[""].get("estimate")) if "" in main else None
     heads = [LEFT(label), Head(charts.axis(scale, first)), RIGHT(headed(first))]
-    heads += [RIGHT(headed(metric)) for metric in metrics[1:]] + [RIGHT("test rows")]
+    heads += [RIGHT(headed(metric)) for metric in metrics[1:]] + [RIGHT("rows")]
 
     def line(value: str) -> list[Any]:
         by = {row.get("metric"): row for row in values[value]}
@@ -258,7 +259,7 @@ def sided(row: Facts) -> bool:
 def _against(metric: str, name: str, cells: Sequence[Facts]) -> Safe:
     scale = charts.spanning([row.get(key) for row in cells for key in ("difference", "low", "high")], metric, zero=True)
     heads = [LEFT("rows"), RIGHT("this run"), RIGHT(name), Head(charts.axis(scale, metric)), RIGHT("difference"),
-             RIGHT("95\u202f% interval"), RIGHT("p"), RIGHT("test rows")]  # fmt: skip
+             RIGHT("95\u202f% interval"), RIGHT("p"), RIGHT("rows")]  # fmt: skip
     lines = [
         [
             who(row), show(row.get("a"), metric), show(row.get("b"), metric),

@@ -69,7 +69,7 @@ def _trend(steps: Sequence[Facts]) -> str:
     loss = numbers(row.get("loss") for row in steps)
     tenth = len(loss) // 10
     if tenth < 2:
-        return "a curve that still moves at its end would have gained from more steps."
+        return "a curve that still moves at its end may gain from more steps."
     before, after = loss[-2 * tenth : -tenth], loss[-tenth:]
     fell = 1 - sum(after) / sum(before) if sum(before) else 0.0
     if fell > 0.02:
