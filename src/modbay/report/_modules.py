@@ -72,7 +72,7 @@ def _routed(bay: str, label: str, maps: Sequence[Facts]) -> Safe:
         kinds = grouped(alike, lambda row: re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", _site(row)))
         if 1 < len(kinds) <= FEW:
             means = [_map(rows_[0], _mean([r["weights"] for r in rows_]), kind, label) for kind, rows_ in kinds.items()]
-            parts.append(fold(f"By kind of site ({len(kinds)})", means))
+            parts.append(fold(f"By kind of site ({len(kinds)})", tag("div", means, class_="pairs")))
         parts.append(fold(f"Site by site ({len(maps)})", _sites(maps)))
     return tag("div", parts)
 
