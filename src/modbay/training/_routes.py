@@ -13,13 +13,17 @@ ARRIVALS, ARRIVAL = "arrivals", "arrival"  # the bay of modules that came later,
 
 @dataclass(frozen=True)
 class Own:
-    """What rows with a label of this value have for themselves, since they came later: a head, a module in ARRIVALS."""
+    """What rows with a label of this value have for themselves, since they came later: a head, a module in ARRIVALS.
+
+    instead: what a bay's label is for them, whatever theirs says; None for none of its modules.
+    """
 
     label: str
     value: str
     task: str
     head: str | None = None
     arrival: str | None = None
+    instead: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -33,9 +37,12 @@ class Routes:
     def of(self, row: Row, keywords: tuple[str, ...]) -> dict[str, str | None]:
         """The labels of a call for this row; raises ConfigError for a value that no module was made for."""
         mine = [one for one in self.own if row.task == one.task and row.labels.get(one.label) == one.value]
+        instead = {label: name for one in mine for label, name in one.instead.items()}
         out: dict[str, str | None] = {}
         for keyword in keywords:
-            if keyword == HEAD:
+            if keyword in instead:
+                out[keyword] = instead[keyword]
+            elif keyword == HEAD:
                 out[keyword] = next((one.head for one in mine if one.head), None) or self.heads[row.task]
             elif keyword == ARRIVAL:
                 out[keyword] = next((one.arrival for one in mine if one.arrival), None)
