@@ -56,6 +56,11 @@ def run(
 
 def asked_for(data: list[str], flags: dict[str, Any], sets: list[str]) -> training.Config:
     """The Config of files, flags and --set, each going before the last."""
+    return training.config(*said(data, flags, sets))
+
+
+def said(data: list[str], flags: dict[str, Any], sets: list[str]) -> tuple[dict[str, Any], str]:
+    """(the arguments of a run, where they were given), not checked yet."""
     given: dict[str, Any] = {}
     where = "the command line"
     files = [one for one in data if one.endswith((".yaml", ".yml"))]

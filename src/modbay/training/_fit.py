@@ -46,15 +46,19 @@ class Ready:
     examples: list = field(repr=False)
 
 
-def ready(config: Config, progress: Progress | None = None, folder: Path | None = None) -> Ready:
+def ready(
+    config: Config, progress: Progress | None = None, folder: Path | None = None, tasks: Tasks | None = None
+) -> Ready:
     """Read the data, open the base, attach the modules: everything but training. Raises before anything is written.
 
     **Arguments:** folder: where the run is written. With it the base's features are standardised and the heads learn
-    on them, before the method's bays stand in the way; without it this is a plan alone.
+    on them, before the method's bays stand in the way; without it this is a plan alone. tasks: the data, where it has
+    been read already.
     """
     progress = progress or Silent()
-    with progress.stage("Read the data"):
-        tasks = read_tasks(config)
+    if tasks is None:
+        with progress.stage("Read the data"):
+            tasks = read_tasks(config)
     with progress.stage("Open the base"):
         network = bare(config, tasks.known, tasks.values)
     torch.manual_seed(config.seed)
@@ -72,11 +76,17 @@ def ready(config: Config, progress: Progress | None = None, folder: Path | None 
 
 
 def train(
-    config: Config, out: str | Path, *, resume: bool = False, progress: Progress | None = None, command: str = ""
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+    tasks: Tasks | None = None,
 ) -> Run:
     """Train as `config` says, and write the run to the folder `out`, which must not exist; returns it, opened.
 
-    resume: go on where an unfinished run of `out` was. Raises ConfigError or DataError before anything is written,
+    resume: go on where an unfinished run of `out` was. tasks: the data, where it has been read already. Raises ConfigError or DataError before anything is written,
     Interrupted after Ctrl-C, when all is saved.
     """
     progress, out, began = progress or Silent(), Path(out), time.perf_counter()
@@ -89,7 +99,7 @@ def train(
             f"out={str(out)!r}: an unfinished run is in {partial}. Go on with --resume {out}, or remove it."
         )
     with atomic(partial):
-        run = ready(config, progress, partial)
+        run = ready(config, progress, partial, tasks)
     curve = fit(run, partial, progress)
     trained = time.perf_counter() - began
     records = predict(run.network, run.tasks.splits.test, progress=progress, what="Test")
