@@ -82,7 +82,7 @@ def said(data: list[str], flags: dict[str, Any], sets: list[str]) -> tuple[dict[
         given |= (
             {name: yaml.safe_load(given[name])} if isinstance(given.get(name), str) and given[name][:1] in "{[" else {}
         )
-    return training.config(given, where)
+    return given, where
 
 
 def tasks(data: list[str]) -> Any:

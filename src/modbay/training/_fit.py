@@ -86,8 +86,8 @@ def train(
 ) -> Run:
     """Train as `config` says, and write the run to the folder `out`, which must not exist; returns it, opened.
 
-    resume: go on where an unfinished run of `out` was. tasks: the data, where it has been read already. Raises ConfigError or DataError before anything is written,
-    Interrupted after Ctrl-C, when all is saved.
+    resume: go on where an unfinished run of `out` was. tasks: the data, where it has been read already. Raises
+    ConfigError or DataError before anything is written, Interrupted after Ctrl-C, when all is saved.
     """
     progress, out, began = progress or Silent(), Path(out), time.perf_counter()
     config = absolute(config)
