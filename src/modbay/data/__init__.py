@@ -14,3 +14,4 @@ from ._split import split as split
 from ._survey import Survey as Survey
 from ._survey import survey as survey
 from ._write import write_rows as write_rows
+from ._write import written as written

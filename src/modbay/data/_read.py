@@ -48,17 +48,21 @@ def stream(
     split: str | None = None,
     wanted_target: bool = True,
     revision: str | None = None,
+    patient: bool = False,
 ) -> Iterator[Row]:
     """The rows of a source one at a time, as `read` gives them, none kept.
 
     A dataset of the hub streams over the network; a .json list alone is read whole. Nothing is known of what follows:
-    the first bad row raises DataError, and classes are not compared.
+    the first bad row raises DataError, and classes are not compared. patient: all bad rows raise it together, at the
+    end, as in `read`.
     """
-    yield from _rows(source, columns, kind, task, split, wanted_target, revision, None, streaming=True)
+    yield from _rows(source, columns, kind, task, split, wanted_target, revision, None, True, patient)
 
 
-def _rows(source, columns, kind, task, split, wanted_target, revision, classes, streaming=False) -> Iterator[Row]:
-    bad = BadRows(first=streaming)
+def _rows(
+    source, columns, kind, task, split, wanted_target, revision, classes, streaming=False, patient=False
+) -> Iterator[Row]:
+    bad = BadRows(first=streaming and not patient)
     for where, record in _records(source, columns, kind, split, wanted_target, revision, bad, streaming):
         try:
             made = row(record, where, columns, kind, task, wanted_target)

@@ -35,19 +35,7 @@ def write_rows(
     all are complete. Raises DataError for a column that is there already, for another number of values than rows, for
     another format, and where nothing can be written.
     """
-    values = _Values(columns)
-    found = resolve(source, revision)
-    if isinstance(found, Hub):
-        jobs = [(Path(out), _hub_writer(found, split))]
-        if form_of(Path(out)) != "jsonl":
-            raise DataError(f"{out}: rows of {found} are written as JSON lines: call it {Path(out).stem}.jsonl.")
-    else:
-        files = [file for file in found if split is None or file.split == split]
-        if not files:
-            raise DataError(f"{source} has no split {split!r}.")
-        single = len(files) == 1 and form_of(Path(out)) is not None
-        places = [Path(out)] if single else _places(Path(out), files)
-        jobs = [(place, _file_writer(file, place, separator)) for file, place in zip(files, places, strict=True)]
+    values, jobs = _Values(columns), _jobs(out, source, split, separator, revision)
     with ExitStack() as stack:
         temporaries = [stack.enter_context(_beside(place)) for place, _ in jobs]
         for (place, write), temporary in zip(jobs, temporaries, strict=True):
@@ -64,6 +52,41 @@ def write_rows(
             except OSError as error:
                 raise DataError(f"{place}: can't be written ({error.strerror or error}).") from error
     return [place for place, _ in jobs]
+
+
+def written(
+    out: str | Path,
+    source: Source,
+    columns: Sequence[str],
+    *,
+    split: str | None = None,
+    separator: str | None = None,
+    revision: str | None = None,
+) -> list[Path]:
+    """The files that `write_rows` would make; raises DataError where it would, as far as names and heads tell."""
+    places = [place for place, _ in _jobs(out, source, split, separator, revision)]
+    found = resolve(source, revision)
+    for file in [] if isinstance(found, Hub) else found:
+        if split is None or file.split == split:
+            head, rows = _tables.records(file, separator, BadRows().add)
+            there = next(([*record] for _, record in rows), []) if head is None else head
+            _Values(dict.fromkeys(columns, ())).refuse(file.path, there)
+    return places
+
+
+def _jobs(out, source, split, separator, revision) -> list[tuple[Path, "Write"]]:
+    """(a file to be made, how it is written) of each file of a source."""
+    found = resolve(source, revision)
+    if isinstance(found, Hub):
+        if form_of(Path(out)) != "jsonl":
+            raise DataError(f"{out}: rows of {found} are written as JSON lines: call it {Path(out).stem}.jsonl.")
+        return [(Path(out), _hub_writer(found, split))]
+    files = [file for file in found if split is None or file.split == split]
+    if not files:
+        raise DataError(f"{source} has no split {split!r}.")
+    single = len(files) == 1 and form_of(Path(out)) is not None
+    places = [Path(out)] if single else _places(Path(out), files)
+    return [(place, _file_writer(file, place, separator)) for file, place in zip(files, places, strict=True)]
 
 
 class _Values:
