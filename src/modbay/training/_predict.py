@@ -1,6 +1,6 @@
 """What a network says of rows, and how right it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,15 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def predict(
-    network: Network, rows: Sequence[Row], *, size: int = 64, progress: Progress | None = None, what: str = "Predict"
-) -> list[Record]:
-    """One record a row, in order; rows of all tasks and labels share their batches."""
-    examples = network.encoder.encode(rows, [network.routes.of(row, network.keywords) for row in rows])
+    network: Network, rows: Sequence[Row], *, size: int = 64, progress: Progress | None = None, what: str = "Predict",
+    routes: Sequence[dict[str, str | None]] | None = None, before: Callable[[list[Row]], object] | None = None,
+) -> list[Record]:  # fmt: skip
+    """One record a row, in order; rows of all tasks and labels share their batches.
+
+    routes: the labels of each row's call, if not those that the network's routes give. before: is told each batch.
+    """
+    found = [network.routes.of(row, network.keywords) for row in rows] if routes is None else routes
+    examples = network.encoder.encode(rows, found)
     records: list[Record | None] = [None] * len(rows)
     training = network.model.training
     network.model.eval()
@@ -39,6 +44,8 @@ def predict(
         for places in batches(examples, size):
             batch = moved(network.encoder.collate([examples[i] for i in places], places[0]), network.device)
             labels, measured = batch.pop("labels"), batch.pop("measured", None)
+            if before is not None:
+                before([rows[i] for i in places])
             logits = logits_of(network.model(**batch))
             sums, counts = row_losses(logits, labels, measured, network.encoder.kind)
             told = _told(network, logits, [rows[i] for i in places], labels)
