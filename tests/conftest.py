@@ -78,13 +78,13 @@ def folder(package: str) -> Path:
 WORDS = {
     "en": {"weather": "rain sun wind cold", "music": "song band loud drum", "timer": "wait minute clock stop"},
     "de": {"weather": "regen sonne wind kalt", "music": "lied kapelle laut trommel", "timer": "warte minute uhr halt"},
-    "fr": {"weather": "pluie soleil vent froid", "music": "chanson groupe fort tambour", "timer": "attends minute heure arrete"},
+    "fr": {"weather": "pluie soleil vent froid", "music": "chanson groupe fort son", "timer": "heure fin midi nuit"},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """A folder with a BERT of 2 layers, 32 wide, random weights, and a tokenizer that knows the words of `tiny_rows`."""
+    """A folder with a random BERT of 2 layers, 32 wide, and a tokenizer that knows the words of `tiny_rows`."""
     transformers = pytest.importorskip("transformers")
     path = tmp_path_factory.mktemp("base")
     known = sorted({word for several in WORDS.values() for said in several.values() for word in said.split()})
@@ -102,7 +102,7 @@ def tiny_base(tmp_path_factory) -> Path:
 
 
 def tiny_rows(languages=("en", "de"), each: int = 20, seed: int = 0) -> list[tuple[str, str, str]]:
-    """(text, target, language): a text is three words of its target's, in its language, and a number; none comes twice."""
+    """(text, target, language): a text is three words of its target's, in its language, and a number."""
     rng, rows = random.Random(seed), []
     for language in languages:
         for target, words in WORDS[language].items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .. import training
+from .. import report, training
 from ..errors import ConfigError, Interrupted, ModbayError
 from ._progress import Shown
 from ._say import console, fail, table
@@ -43,15 +43,13 @@ def run(
         raise SystemExit(130) from None
     except ModbayError as error:
         fail(str(error))
-    report = write_report(done)
+    page = done.folder / "report.html"
+    report.write(page, done.facts)
     if as_json:
         print(json.dumps({"folder": str(done.folder), **done.facts}, indent=1, ensure_ascii=False))
         return
     show_results(done.facts)
-    console().print(
-        f"\n{done.folder}/ holds the modules, predictions and facts" + (f"; open {report}" if report else ""),
-        soft_wrap=True,
-    )
+    console().print(f"\n{done.folder}/ holds the modules, predictions and facts; open {page}", soft_wrap=True)
 
 
 def asked_for(data: list[str], flags: dict[str, Any], sets: list[str]) -> training.Config:
@@ -111,20 +109,6 @@ def free_name(asked: training.Config) -> Path:
     name = f"{'-'.join(asked.sources)[:60]}-{asked.method or ('bays' if asked.bays else 'shared')}"
     taken = lambda path: path.exists() or path.with_name(path.name + ".partial").exists()
     return next(p for i in range(1, 10_000) if not taken(p := RUNS / (name if i == 1 else f"{name}-{i}")))
-
-
-def write_report(done: training.Run) -> Path | None:
-    """report.html, where matplotlib is installed."""
-    try:
-        from .. import report
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("modbay."):
-            raise
-        print(f"modbay: no report.html ({error}): pip install 'modbay[report]'", file=sys.stderr)
-        return None
-    path = done.folder / "report.html"
-    report.write(path, done.facts)
-    return path
 
 
 def show_plan(ready: Any, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from ._base import TextModel, open_base
 from ._config import Config
 from ._encode import Encoder
 from ._routes import HEAD, HEADS, Routes
-from ._tasks import Tasks
+from ._tasks import Tasks, read_tasks
 
 DEFAULT = "shared"
 
@@ -112,3 +112,9 @@ def groups(network: Network, config: Config) -> list[dict[str, Any]]:
 def learning(network: Network) -> int:
     """How many parameters learn."""
     return sum(p.numel() for p in network.model.parameters() if p.requires_grad)
+
+
+def bare_network(config: Config) -> Network:
+    """The base of a run as it is without modules, reading the run's data for what there is to tell."""
+    tasks = read_tasks(config)
+    return bare(config, tasks.known, tasks.values)

@@ -24,6 +24,7 @@ from ._facts import facts
 from ._plan import balance, plan, steps_of
 from ._predict import predict
 from ._probe import prepare
+from ._processes import first, one_first, wait
 from ._progress import Progress, Silent
 from ._run import Run, open_run, read_json, unfinished, write_config, write_json, write_network
 from ._sampling import order
@@ -91,27 +92,43 @@ def train(
     """
     progress, out, began = progress or Silent(), Path(out), time.perf_counter()
     config = absolute(config)
-    if out.exists():
-        raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
     partial = unfinished(out)
-    if partial.exists() and not resume:
-        raise ConfigError(
-            f"out={str(out)!r}: an unfinished run is in {partial}. Go on with --resume {out}, or remove it."
-        )
-    with atomic(partial):
-        run = ready(config, progress, partial, tasks)
+    with one_first():
+        if first():
+            vacant(out, resume)
+        with atomic(partial):
+            run = ready(config, progress, partial, tasks)
+            if first():
+                write_config(partial, config)
     curve = fit(run, partial, progress)
     trained = time.perf_counter() - began
+    if first():
+        write(run, partial, curve, command, {"train": trained}, progress)
+        finish(partial, out)
+    wait()
+    return open_run(out)
+
+
+def vacant(out: Path, resume: bool) -> None:
+    """Raise ConfigError where a run of this name is, or is begun and not to be resumed."""
+    if out.exists():
+        raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
+    if unfinished(out).exists() and not resume:
+        raise ConfigError(
+            f"out={str(out)!r}: an unfinished run is in {unfinished(out)}. Go on with --resume {out}, or remove it."
+        )
+
+
+def write(
+    run: Ready, partial: Path, curve: list[dict], command: str, seconds: dict[str, float], progress: Progress
+) -> None:
+    """Test the run, and write all of it."""
+    began = time.perf_counter()
     records = predict(run.network, run.tasks.splits.test, progress=progress, what="Test")
-    write_config(partial, config)
+    seconds["test"] = time.perf_counter() - began
     write_network(partial, run.network, run.tasks.known)
     write_records(partial / "predictions.jsonl", records)
-    write_json(
-        partial / "run.json",
-        facts(run, records, curve, command, {"train": trained, "all": time.perf_counter() - began}),
-    )
-    finish(partial, out)
-    return open_run(out)
+    write_json(partial / "run.json", facts(run, records, curve, command, seconds | {"all": sum(seconds.values())}))
 
 
 @contextmanager
@@ -157,6 +174,7 @@ def fit(run: Ready, folder: Path, progress: Progress) -> list[dict[str, Any]]:
     if watch.interrupted:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; all is saved in {folder}")
     if validates and config.keep == "best":
+        wait()
         load_modules(network.model, folder / "best")
     network.model.eval()
     return curve(trainer.state.log_history)
@@ -204,7 +222,7 @@ class Best:
 
     def __call__(self) -> dict[str, float]:
         said = score(predict(self.network, self.tasks.splits.validation), self.tasks.kinds, self.by)
-        if said["score"] > self.known() and int(os.environ.get("RANK", "0")) == 0:
+        if said["score"] > self.known() and first():
             aside = self.folder.with_name("best.writing")
             shutil.rmtree(aside, ignore_errors=True)
             save_modules(self.network.model, aside)

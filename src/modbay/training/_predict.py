@@ -13,6 +13,8 @@ from ._encode import Batch, Example
 from ._loss import logits_of, row_losses
 from ._progress import Progress, Silent
 
+TEXT = ("causal", "masked", "seq2seq")  # kinds that tell a text, piece by piece
+
 
 def batches(examples: Sequence[Example], size: int) -> list[list[int]]:
     """Places of the examples, shortest first, so that little is padding: always the same batches for the same rows."""
@@ -60,7 +62,7 @@ def predict(
 def _told(network: Network, logits: Tensor, rows: Sequence[Row], labels: Tensor) -> list[tuple[Any, float | None]]:
     """(prediction, confidence) of each row: a class, a number or a list of tags; nothing of a language model."""
     encoder = network.encoder
-    if encoder.kind in ("causal", "masked", "seq2seq"):
+    if encoder.kind in TEXT:
         return [(None, None)] * len(rows)
     logits = logits.float()
     best, sure = logits.argmax(-1).tolist(), logits.softmax(-1).amax(-1).tolist()
@@ -88,9 +90,8 @@ def _tags(network: Network, row: Row, best: list[int], sure: list[float]) -> tup
 def _record(network: Network, row: Row, said: tuple[Any, float | None], total: float, count: int) -> Record:
     target: Any = list(row.target) if isinstance(row.target, tuple) else row.target
     prediction, confidence = said
-    return Record(
-        row.where, row.task, dict(row.labels), target, prediction, confidence, total if count else None, count
-    )
+    told = count or network.encoder.kind in TEXT  # of a text, what is told may be nothing: none of its pieces is hidden
+    return Record(row.where, row.task, dict(row.labels), target, prediction, confidence, total if told else None, count)
 
 
 @torch.no_grad()

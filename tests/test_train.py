@@ -1,0 +1,279 @@
+"""`modbay train`: what a run learns, writes, resumes and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import modbay as mb
+
+pytest.importorskip("transformers")
+
+from conftest import tiny_rows, write_csv
+from modbay import training
+from modbay.cli import app
+from modbay.errors import ConfigError, DataError
+
+FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3}
+
+
+def asked(base: Path, data, **more) -> training.Config:
+    return training.config({"base": str(base), "data": data if isinstance(data, dict) else str(data), **FAST, **more})
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's modules."""
+    return {
+        f"{file.relative_to(folder)}:{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def modbay(*arguments) -> "tuple[int, str, str]":
+    said = CliRunner().invoke(app, [str(a) for a in arguments])
+    return said.exit_code, said.stdout, said.stderr
+
+
+@pytest.mark.parametrize("method", ["shared", "private", "shared+private", "polytropon", "mixture", "full", "probe"])
+def test_a_method_learns_and_comes_back(tiny_base, tiny_csv, tmp_path, method):
+    config = asked(tiny_base, tiny_csv, by="language", method=method, steps=30)
+    run = training.train(config, tmp_path / "run")
+    accuracy = next(r for r in run.facts["results"] if r["label"] == "" and r["metric"] == "accuracy")
+    assert accuracy["estimate"] > 0.6  # chance is 1/3
+    rows = training.read_tasks(run.config).splits.test
+    said = [r.prediction for r in training.predict(run.network(), rows)]
+    kept = [json.loads(line)["prediction"] for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    assert said == kept
+
+
+def test_one_seed_gives_one_result(tiny_base, tiny_csv, tmp_path):
+    config = asked(tiny_base, tiny_csv, by="language", method="private")
+    one, other = (training.train(config, tmp_path / name).folder for name in ("a", "b"))
+    assert same(tensors(one), tensors(other))
+    assert (one / "predictions.jsonl").read_bytes() == (other / "predictions.jsonl").read_bytes()
+    third = training.train(config.model_copy(update={"seed": 1}), tmp_path / "c").folder
+    assert not same(tensors(one), tensors(third))
+
+
+def test_the_yaml_that_a_run_writes_reruns_it(tiny_base, tiny_csv, tmp_path):
+    first = training.train(asked(tiny_base, tiny_csv, by="language", method="polytropon"), tmp_path / "a")
+    code, out, err = modbay("train", first.folder / "run.yaml", "--out", tmp_path / "b", "--json")
+    assert code == 0, err
+    assert json.loads(out)["folder"] == str(tmp_path / "b")
+    assert same(tensors(first.folder), tensors(tmp_path / "b"))
+
+
+def test_several_tasks_with_their_own_classes(tiny_base, tmp_path):
+    rows = tiny_rows()
+    topics = write_csv(tmp_path / "topics.csv", [(t, y, l) for t, y, l in rows if y != "timer"])
+    tongues = write_csv(tmp_path / "tongues.csv", [(f"{t} 7", l, l) for t, _, l in rows])
+    lengths = write_csv(tmp_path / "lengths.csv", [(f"{t} 9", 0.5 * len(t), l) for t, _, l in rows])
+    data = {"topics": str(topics), "tongues": str(tongues), "lengths": {"path": str(lengths), "kind": "regression"}}
+    run = training.train(asked(tiny_base, data, method="private", steps=30), tmp_path / "run")
+    assert run.known["classes"] == {"topics": ["music", "weather"], "tongues": ["de", "en"]}
+    assert {r["task"] for r in run.facts["results"]} == {"", "topics", "tongues", "lengths"}
+    assert {r["metric"] for r in run.facts["results"] if r["task"] == "lengths"} == {"pearson", "spearman", "rmse"}
+    bays = mb.bays(run.network().model)
+    assert set(bays["heads"].names()) == {"topics", "tongues", "lengths"}
+
+
+def test_tagging(tiny_base, tmp_path):
+    rows = [(t, " ".join("B-X" if len(w) > 4 else "O" for w in t.split()), l) for t, _, l in tiny_rows()]
+    data = write_csv(tmp_path / "tags.csv", rows)
+    run = training.train(asked(tiny_base, data, kind="tagging", by="language", steps=40), tmp_path / "run")
+    assert next(r for r in run.facts["results"] if r["metric"] == "token_accuracy")["estimate"] > 0.8
+
+
+def test_masked_language_modelling(tiny_base, tiny_csv, tmp_path):
+    config = asked(tiny_base, tiny_csv, kind="masked", by="language", method="private", steps=60, lr=1e-2)
+    run = training.train(config, tmp_path / "run")
+    before = training.predict(training.bare_network(config), training.read_tasks(config).splits.test)
+    mean = lambda records: sum(r.nll for r in records if r.nll) / sum(r.tokens for r in records)
+    after = training.predict(run.network(), training.read_tasks(config).splits.test)
+    assert mean(after) < mean(before)
+
+
+def test_causal_and_sequence_to_sequence(tiny_base, tiny_csv, tmp_path):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_base)
+    n = len(tokenizer)
+    common = {"vocab_size": n, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    gpt = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **common)
+    t5 = transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0,
+                               vocab_size=n, pad_token_id=0, eos_token_id=3)  # fmt: skip
+    for name, model in (
+        ("causal", transformers.GPT2LMHeadModel(gpt)),
+        ("seq2seq", transformers.T5ForConditionalGeneration(t5)),
+    ):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        target = {} if name == "causal" else {"target": "target"}
+        config = asked(
+            tmp_path / name, tiny_csv, kind=name, by="language", method="private", steps=80, lr=3e-2, **target
+        )
+        run = training.train(config, tmp_path / f"{name}-run")
+        losses = [point["loss"] for point in run.facts["curve"] if point["loss"] is not None]
+        assert losses[-1] < losses[0] - 0.1
+        perplexity = next(r for r in run.facts["results"] if r["metric"] == "perplexity")
+        assert 1 < perplexity["estimate"] < n
+
+
+def test_accumulation_gives_the_same_modules(tiny_base, tiny_csv, tmp_path):
+    whole, parts = (
+        training.train(asked(tiny_base, tiny_csv, by="language", method="private", accumulate=k), tmp_path / str(k))
+        for k in (1, 4)
+    )
+    one, other = tensors(whole.folder), tensors(parts.folder)
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
+def test_auxiliary_losses_are_counted_once_whatever_the_parts(tiny_base, tiny_csv, tmp_path):
+    more = {"by": "language", "method": "polytropon", "options": {"prior": 0.1}}
+    one, other = (
+        tensors(training.train(asked(tiny_base, tiny_csv, accumulate=k, **more), tmp_path / str(k)).folder)
+        for k in (1, 2)
+    )
+    gates = [key for key in one if "logits" in key or "gates" in key]
+    assert gates
+    assert all(torch.allclose(one[key], other[key], atol=2e-3) for key in gates)
+
+
+SCRIPT = """
+import sys
+from modbay import training
+config = training.config(training.read_config(sys.argv[1]))
+training.train(config, sys.argv[2], resume="resume" in sys.argv)
+"""
+
+
+def start(yaml: Path, out: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(yaml), str(out), *more], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_killed_and_resumed_equals_unbroken(tiny_base, tiny_csv, tmp_path):
+    config = asked(tiny_base, tiny_csv, by="language", method="private", steps=60, evaluate_every=5, dropout=0.1)
+    whole = training.train(config, tmp_path / "whole")
+    process = start(whole.folder / "run.yaml", tmp_path / "run")
+    saved, end = tmp_path / "run.partial/checkpoints", time.time() + 120
+    while time.time() < end and not list(saved.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run").exists()
+    assert list(saved.glob("checkpoint-*"))
+    again = training.train(
+        training.config(training.read_config(whole.folder / "run.yaml")), tmp_path / "run", resume=True
+    )
+    assert same(tensors(whole.folder), tensors(again.folder))
+    assert (whole.folder / "predictions.jsonl").read_bytes() == (again.folder / "predictions.jsonl").read_bytes()
+
+
+def test_checkpoints_hold_modules_alone(tiny_base, tiny_csv, tmp_path, monkeypatch):
+    from modbay.training import _fit
+
+    monkeypatch.setattr(_fit, "finish", lambda partial, out: partial.rename(out))
+    run = training.train(asked(tiny_base, tiny_csv, by="language", method="private"), tmp_path / "run")
+    held = [
+        p.relative_to(run.folder / "checkpoints").parts[1:] for p in (run.folder / "checkpoints").rglob("*.safetensors")
+    ]
+    assert {parts[0] for parts in held} == {"heads", "language"}
+
+
+TWO = """
+import sys
+from modbay import training
+training.train(training.config(training.read_config(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_modules_of_one(tiny_base, tiny_csv, tmp_path):
+    config = asked(tiny_base, tiny_csv, by="language", method="private", steps=20)
+    one = training.train(config, tmp_path / "one")
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29533",
+               str(tmp_path / "two.py"), str(one.folder / "run.yaml"), str(tmp_path / "two")]  # fmt: skip
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first, second = tensors(one.folder), tensors(tmp_path / "two")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key], atol=1e-5) for key in first)
+
+
+def test_dry_run_writes_nothing(tiny_base, tiny_csv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = modbay("train", tiny_csv, "--base", tiny_base, "--by", "language", "--dry-run")
+    assert code == 0, err
+    assert "84 train, 12 validation, 24 test" in out
+    assert "steps of 32" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["said.csv"]
+    code, out, _ = modbay("train", tiny_csv, "--base", tiny_base, "--by", "language", "--dry-run", "--json")
+    assert json.loads(out)["steps"] == 8  # 3 epochs of 84 rows in batches of 32
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": "gone.csv"}, ["gone.csv"]),
+        ({"base": "gone/"}, ["base='gone/'", "there is no such folder"]),
+        ({"target": "label"}, ["label", "target"]),
+        ({"method": "privat"}, ["'privat'", "did you mean 'private'"]),
+        ({"lrr": 1}, ["'lrr'", "did you mean"]),
+        ({"batch": 0}, ["batch=0"]),
+        ({"layers": 9}, ["layers=9", "2 layers"]),
+        ({"by": "tongue"}, ["tongue"]),
+        ({"module": "Lora"}, ["Lora", "LoRA"]),
+        ({"at": "*.nowhere"}, ["nowhere"]),
+        ({"options": {"skils": 4}, "method": "polytropon"}, ["skils", "skills"]),
+        ({"bays": [{"name": "a", "at": "role.query", "kind": "LoRA"}]}, ["bays[0]"]),
+        ({"sampling": "sometimes"}, ["sampling='sometimes'"]),
+        ({"test": 1.5}, ["test=1.5"]),
+    ],
+)
+def test_wrong_input_is_one_message_and_leaves_nothing(tiny_base, tiny_csv, tmp_path, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ConfigError, DataError, mb.errors.ModbayError)) as error:
+        training.train(training.config({"base": str(tiny_base), "data": str(tiny_csv), **FAST, **change}), "run")
+    for word in words:
+        assert word in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["said.csv"]
+
+
+def test_a_folder_that_is_there_is_not_overwritten(tiny_base, tiny_csv, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match="it exists, and is not overwritten"):
+        training.train(asked(tiny_base, tiny_csv), tmp_path / "run")
+
+
+def test_a_run_stopped_by_ctrl_c_is_saved_and_goes_on(tiny_base, tiny_csv, tmp_path):
+    config = asked(tiny_base, tiny_csv, by="language", method="private", steps=60, evaluate_every=30)
+    whole = training.train(config, tmp_path / "whole")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modbay", "train", str(whole.folder / "run.yaml"), "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    saved, end = tmp_path / "run.partial/checkpoints", time.time() + 120
+    while time.time() < end and not list(saved.glob("checkpoint-*/trainer_state.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1].decode()
+    assert process.returncode == 130, said
+    assert f"modbay train --resume {tmp_path / 'run'}" in said
+    code, _, err = modbay("train", "--resume", tmp_path / "run")
+    assert code == 0, err
+    assert same(tensors(whole.folder), tensors(tmp_path / "run"))
