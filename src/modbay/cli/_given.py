@@ -1,0 +1,13 @@
+"""How the commands on a finished run read --by."""
+
+from ..errors import ConfigError
+
+
+def columns(by: list[str]) -> dict[str, str]:
+    """LABEL or LABEL=COLUMN as {label: column}; raises ConfigError for a label given twice."""
+    pairs = [one.partition("=") for one in by]
+    labels = [label for label, *_ in pairs]
+    twice = [label for label in labels if labels.count(label) > 1 or not label]
+    if twice:
+        raise ConfigError(f"--by {twice[0]}: each label is given once, as LABEL or LABEL=COLUMN.")
+    return {label: column or label for label, _, column in pairs}

@@ -1,0 +1,33 @@
+"""What a command makes appears whole, under a name that was free."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError
+from ._run import unfinished
+
+
+def free(out: Path) -> Path:
+    """The name itself; raises ConfigError if there is something of that name, or it is being written."""
+    if out.exists():
+        raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
+    if unfinished(out).exists():
+        raise ConfigError(f"out={str(out)!r}: {unfinished(out)} is there, from work that was cut short. Remove it.")
+    return out
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its name when all is in it, and is gone if anything fails before."""
+    partial = unfinished(free(out))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, out)
+    except OSError as error:
+        raise ConfigError(f"{out}: it can't be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
