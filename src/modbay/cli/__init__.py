@@ -177,6 +177,82 @@ def demo(
     run(smoke, out, seed)
 
 
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Labelled files, TASK=FILE where the run has several tasks.")
+    ] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="Another run, on the same rows.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="LABEL or LABEL=COLUMN of the table; --by task for none.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The column of the target [the run's].")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="The task that DATA is of.")] = None,
+    unknown: Annotated[
+        str, typer.Option("--unknown", help="Rows of new label values: error, or base, without modules.")
+    ] = "error",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder: report, facts, predictions.")] = None,
+    json: Json = False,
+) -> None:
+    """Print how right a run is, by task and label, with intervals; and how it stands against another run.
+
+    \b
+    modbay evaluate runs/mail-private                       on its own test rows
+    modbay evaluate runs/mail-private new.csv --out runs/mail-new
+    modbay evaluate runs/mail-private --against runs/mail-shared
+    modbay evaluate runs/two news=a.csv spam=b.csv --by language
+    modbay evaluate runs/mail-shared --json | jq '.results[0]'
+
+    Columns are the run's own unless told; a class that the run does not know is an error that names the row. Against
+    another run, both are compared row by row: an interval and a corrected p for each difference, and a sentence.
+    """
+    from ._evaluate import run as go
+
+    go(run, data or [], against, by or [], _texts(text), target, task, unknown, out, json)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    files: Annotated[list[str], typer.Argument(help="Files or folders of them; TASK=FILE for one of several tasks.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A file, a folder for several, or - [JSON lines, printed].")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="LABEL=COLUMN [the run's]; task=COLUMN for mixed tasks.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="The task that FILES are of.")] = None,
+    unknown: Annotated[
+        str, typer.Option("--unknown", help="Rows of new label values: error, or base, without modules.")
+    ] = "error",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write files again, in their own formats, with a prediction beside each row.
+
+    \b
+    modbay predict runs/mail-private inbox.csv --out told.csv
+    modbay predict runs/mail-private inbox/*.jsonl --out told/
+    modbay predict runs/two mixed.parquet --by task=job --out told.parquet
+    modbay predict runs/mail-private inbox.csv | jq 'select(.confidence < 0.5)'
+    modbay predict runs/mail-private new.csv --unknown base
+
+    No target is needed. Rows of all tasks and labels go through in one pass, and files may be larger than memory. What
+    is added: prediction and confidence; a list of tags; a number; of a language model nll, tokens and perplexity.
+    """
+    from ._predict import run as go
+
+    go(run, files, out, _texts(text), by or [], task, unknown, force, json)
+
+
+def _texts(given: list[str] | None) -> str | list[str] | None:
+    """One column, or two."""
+    return None if not given else given[0] if len(given) == 1 else given
+
+
 def main() -> None:
     """Run the command line."""
     app()
