@@ -18,6 +18,7 @@ from ._build import Network
 from ._config import Config
 from ._encode import IGNORED, Example
 from ._loss import row_losses
+from ._plan import balance
 from ._predict import batches, moved
 from ._progress import Bar, Progress
 from ._routes import HEAD, HEADS
@@ -44,7 +45,7 @@ def prepare(
         return
     examples = network.encoder.encode(rows[:MOST], [network.routes.of(row, (HEAD,)) for row in rows[:MOST]])
     with progress.stage("Features of the frozen base", len(examples)) as bar:
-        features, owners, target = raw_features(network, examples, bar)
+        features, owners, target = seen(network, examples, bar)
     if config.standardise:
         model.standardise(features)
     if config.probe:
@@ -55,20 +56,39 @@ def prepare(
     write_standard(model, kept)
 
 
+def probe(network: Network, config: Config, rows: Sequence[Row], progress: Progress) -> None:
+    """Let the heads that learn do so on what the network, its modules included, makes of these rows."""
+    if not isinstance(network.model, TextModel) or not config.probe:
+        return
+    rows = rows[:MOST]
+    examples = network.encoder.encode(rows, [network.routes.of(row, network.keywords) for row in rows])
+    with progress.stage("Features of the frozen network", len(examples)) as bar:
+        features, owners, target = seen(network, examples, bar)
+    groups = balance(config, rows)
+    with progress.stage("Linear probe", config.probe) as bar:
+        fit_heads(network, features, [examples[i] for i in owners], target, [groups[i] for i in owners], config, bar)
+
+
 @torch.no_grad()
-def raw_features(network: Network, examples: Sequence[Example], bar: Bar) -> tuple[Tensor, list[int], Tensor]:
-    """(features (n, width) not standardised, whose example each is, its target): of tagged texts, one a word."""
-    model, done = network.model, 0
+def seen(network: Network, examples: Sequence[Example], bar: Bar) -> tuple[Tensor, list[int], Tensor]:
+    """(the features (n, width) that heads see, whose example each is, its target): of tagged texts, one a word."""
+    model, done, at_head = network.model, 0, []
     assert isinstance(model, TextModel)
     model.eval()
     out: list[Tensor] = [torch.empty(0)] * len(examples)
-    for places in batches(examples, 64):
-        batch = moved(network.encoder.collate([examples[i] for i in places]), network.device)
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
-        for i, one, labels in zip(places, model.raw(**inputs), batch["labels"], strict=True):
-            out[i] = one[labels != IGNORED] if model.tokens else one.unsqueeze(0)
-        done += len(places)
-        bar.step(done)
+    hook = model.head.register_forward_pre_hook(lambda _, given: at_head.append(given[0]))
+    try:
+        for places in batches(examples, 64):
+            batch = moved(network.encoder.collate([examples[i] for i in places]), network.device)
+            labels = batch.pop("labels")
+            batch.pop("measured", None)
+            model(**batch)
+            for i, one, told in zip(places, at_head.pop(), labels, strict=True):
+                out[i] = one[told != IGNORED] if model.tokens else one.unsqueeze(0)
+            done += len(places)
+            bar.step(done)
+    finally:
+        hook.remove()
     owners = [i for i, one in enumerate(out) for _ in one]
     told = [t for e in examples for t in (e.target if model.tokens else [e.target]) if not model.tokens or t != IGNORED]
     return torch.cat(out), owners, torch.tensor([float(t) for t in told], device=network.device)
@@ -79,7 +99,7 @@ def fit_heads(
     bar: Bar,
 ) -> None:  # fmt: skip
     """Adam on the heads, its rate falling to zero."""
-    learned = bays(network.model)[HEADS].parameters()
+    learned = [p for p in bays(network.model)[HEADS].parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(learned, RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / config.probe)
     places = order(groups, [0] * len(examples), config.probe, SIZE, sampling=config.sampling,
