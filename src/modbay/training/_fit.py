@@ -24,7 +24,7 @@ from ._facts import facts
 from ._plan import balance, plan, steps_of
 from ._predict import predict
 from ._probe import prepare
-from ._processes import first, one_first, wait
+from ._processes import first, on_cpu, one_first, wait
 from ._progress import Progress, Silent
 from ._run import Run, open_run, read_json, unfinished, write_config, write_json, write_network
 from ._sampling import order
@@ -199,6 +199,7 @@ def arguments(config: Config, folder: Path, steps: int, validates: bool) -> tran
         lr_scheduler_type="linear",
         warmup_steps=max(1, round(config.warmup * steps)) if config.warmup else 0,
         bf16=config.bf16,
+        use_cpu=on_cpu(),
         eval_strategy="steps" if validates else "no",
         eval_steps=every,
         save_strategy="steps",

@@ -18,6 +18,11 @@ def first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def on_cpu() -> bool:
+    """Whether there is nothing else to run on."""
+    return not torch.accelerator.is_available()
+
+
 def wait() -> None:
     """Until all processes are here."""
     if several():
@@ -35,4 +40,4 @@ def one_first() -> Iterator[None]:
 
 
 def _state() -> accelerate.PartialState:
-    return accelerate.PartialState(cpu=not torch.cuda.is_available())
+    return accelerate.PartialState(cpu=on_cpu())
