@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from . import _options as options
+
 app = typer.Typer(
     name="modbay",
     no_args_is_help=True,
@@ -113,14 +115,16 @@ def train(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A folder, a name on the hub, or package.module:callable.")],
+    model: Annotated[
+        str, typer.Argument(help="A model: folder, hub name, package.module:callable. Or a run, bay or module folder.")
+    ],
     at: Annotated[
         list[str] | None,
         typer.Option("--at", "-a", help="A name pattern, or a role such as role.ffn; may be given more than once."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print where modules can go in a model: names, types, shapes and roles, and which roles are in doubt.
+    """Print where modules can go in a model: names, types, shapes and roles; or what is in modules that were trained.
 
     \b
     modbay inspect ./bert                              a folder with a transformers config
@@ -128,9 +132,12 @@ def inspect(
     modbay inspect mypackage.models:build              a callable that returns an nn.Module
     modbay inspect ./bert --at '*.query' --at role.ffn_in
     modbay inspect ./bert --json | jq .roles.query
+    modbay inspect runs/mail-private                   a run: data, figures, modules, similarity, routing
+    modbay inspect runs/mail-private/modules/language  one bay; any folder that bay.save made; --json has all of it
 
     Of a transformers model only the config is read: shapes need no weights, and a large model opens in a second.
     --at prints what mb.attach(model, at=…) would match, and fails if a pattern matches nothing.
+    Of what was trained only its own files are read, never the base.
     """
     from ._inspect import run
 
@@ -251,6 +258,175 @@ def predict(
 def _texts(given: list[str] | None) -> str | list[str] | None:
     """One column, or two."""
     return None if not given else given[0] if len(given) == 1 else given
+
+
+@app.command()
+def compare(
+    data: options.Data = None,
+    base: options.Base = None,
+    text: options.Text = None,
+    target: options.Target = None,
+    by: options.By = None,
+    kind: options.Kind = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", "-m", help="private,tfidf,… [all that the data allow].")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option("--seeds", help="One run of each method a seed: 0,1,2 [0].")
+    ] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="Whom differences are to [shared].")] = None,
+    module: options.Module = None,
+    at: options.At = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    batch: options.Batch = None,
+    lr: options.Rate = None,
+    layers: options.Layers = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    sets: options.Sets = None,
+    out: options.Out = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the unfinished comparison of this folder.")
+    ] = None,
+    dry: options.Dry = False,
+    json: Json = False,
+) -> None:
+    """Run several methods on the same data, splits, steps and seeds, and say which to take, and what is not shown.
+
+    \b
+    modbay compare mail.csv --base ./minilm --text body --target intent --by language --dry-run
+    modbay compare mail.csv --base ./minilm --text body --target intent --by language --seeds 0,1,2
+    modbay compare mail.csv --base ./minilm --methods shared,private,tfidf --out runs/three
+    modbay compare compare.yaml --methods shared,wider,tfidf      variants: see below
+    modbay compare --resume runs/three      after Ctrl-C or a crash: runs that are finished stay so
+
+    The methods are those of `modbay methods`, and what needs no base: tfidf (one model for all), tfidf-each (one for
+    each value of the first label), majority. A YAML file has the arguments of a run and what is a method's own:
+
+    \b
+    methods: {shared: {lr: 0.003}, wider: {method: shared, module: {LoRA: {rank: 16, alpha: 32}}}, tfidf: {}}
+    seeds: [0, 1, 2]
+
+    Intervals are of draws of test rows, and of seeds where there are several; p is corrected for all pairs.
+    """
+    from ._compare import run
+
+    texts = None if not text else text[0] if len(text) == 1 else text
+    flags = {
+        "base": base, "text": texts, "target": target, "by": by or None, "kind": kind, "module": module,
+        "at": at or None, "steps": steps, "epochs": epochs, "batch": batch, "lr": lr, "layers": layers,
+        "validation": options.share(validation), "test": options.share(test),
+    }  # fmt: skip
+    run(data or [], flags, sets or [], methods or [], seeds or [], reference, out, resume, dry, json)
+
+
+@app.command()
+def adapt(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    data: Annotated[str, typer.Argument(help="The few rows: a file, a folder, or a datasets id.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the run with what is new is written.")],
+    ways: Annotated[str | None, typer.Option("--ways", help="Only these, with commas between; one is taken.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="The new task's name [the file's].")] = None,
+    value: Annotated[
+        str | None, typer.Option("--value", help="LABEL=VALUE: rows of a known task, of a new language, say.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="Use so many rows of each class.")] = None,
+    folds: Annotated[int, typer.Option("--folds", help="Of the cross-validation.")] = 4,
+    steps: Annotated[int, typer.Option("--steps", help="Of each training or search, alike for all ways.")] = 100,
+    test: Annotated[str | None, typer.Option("--test", help="A share of the rows, or a file, to judge by.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The column of what is to be told.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Of a new task: classification, regression …")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of draws, folds and initialisation.")] = 0,
+    json: Json = False,
+) -> None:
+    """Serve a new task or label value from few rows, over the modules that a run has; the old ones stay bit for bit.
+
+    \b
+    modbay adapt runs/mail orders.csv --out runs/mail-orders           a new task, named as the file
+    modbay adapt runs/mail pt.csv --value language=pt --shots 16 --out runs/mail-pt
+    modbay adapt runs/mail pt.csv --value language=pt --test 0.5 --ways nearest,scratch --out runs/mail-pt
+
+    \b
+    routing-sigmoid, routing-softmax   weights over the modules, which are frozen
+    lorahub                            such weights by search, without a gradient
+    average, nearest                   the modules' mean, or the one that suits best, and then tuned
+    scratch                            a new module
+
+    Each way is cross-validated on the rows, all on the same folds and with the same steps. The cheapest that is within
+    one standard error of the best is trained on all rows and added as one module to a copy of the run.
+    """
+    from ._adapt import run as adapted
+
+    texts = None if not text else text[0] if len(text) == 1 else text
+    given = {
+        "task": task, "value": value, "shots": shots, "folds": folds, "steps": steps, "test": test, "text": texts,
+        "target": target, "kind": kind, "seed": seed,
+    }  # fmt: skip
+    adapted(run, data, out, ways, given, json)
+
+
+@app.command()
+def extend(
+    run: Annotated[Path | None, typer.Argument(help="The folder of a finished run; or one extend.yaml.")] = None,
+    data: Annotated[list[str] | None, typer.Argument(help="The newcomer's rows; NAME=FILE for a task.")] = None,
+    out: options.Out = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The rows are of this task; a new name is a new task.")
+    ] = None,
+    value: Annotated[
+        list[str] | None, typer.Option("--value", help="LABEL=VALUE of all rows, where no column names it.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="The run's modules under its own: MODULE, nearest, average or none.")
+    ] = None,
+    ways: Annotated[
+        str | None, typer.Option("--ways", help="What it gets of its own: both, module or head [both].")
+    ] = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="Learn from so many rows of each class.")] = None,
+    text: options.Text = None,
+    target: options.Target = None,
+    by: options.By = None,
+    kind: options.Kind = None,
+    module: options.Module = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    batch: options.Batch = None,
+    lr: options.Rate = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of splits, draws and initialisation [the run's].")] = None,
+    sets: options.Sets = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the unfinished work of this folder.")
+    ] = None,
+    dry: options.Dry = False,
+    json: Json = False,
+) -> None:
+    """Add a task, or a value of a label (a language, a customer), to a finished run; the others stay bit for bit.
+
+    \b
+    modbay extend runs/mail portuguese.csv --out runs/mail-pt          a new value in the column of the language
+    modbay extend runs/mail pt.csv --value language=pt --shots 16 --out runs/mail-pt      no column, few rows
+    modbay extend runs/mail spam=spam.csv --target spam --out runs/mail-spam              a new task, of its own classes
+    modbay extend runs/mail pt.csv --on nearest --out runs/mail-pt     on the module of the language that is nearest
+    modbay extend runs/mail pt.csv --ways head --out runs/mail-pt      a head alone: cheap, and often enough
+    modbay extend --resume runs/mail-pt
+
+    Who is new is found from the rows. The newcomer gets a head and a module of its own, on what all rows use; all else
+    is frozen. The logits of the run's own test rows are compared before and after, bit by bit: if one differs, nothing
+    is written. Columns are the run's own where nothing is said; without --steps, ten passes, 100 steps at least.
+    """
+    from ._extend import run as extended
+
+    texts = None if not text else text[0] if len(text) == 1 else text
+    flags = {
+        "task": task, "fixed": value or None, "on": on, "ways": ways, "shots": shots, "text": texts, "target": target,
+        "by": by or None, "kind": kind, "module": module, "steps": steps, "epochs": epochs, "batch": batch, "lr": lr,
+        "validation": options.share(validation), "test": options.share(test), "seed": seed,
+    }  # fmt: skip
+    extended(run, data or [], flags, sets or [], out, resume, dry, json)
 
 
 def main() -> None:

@@ -17,6 +17,12 @@ from ._routing import entropy as entropy
 from ._routing import recorded as recorded
 from ._routing import routes as routes
 from ._routing import use as use
+from ._saved import saved as saved
+from ._several import Gap as Gap
+from ._several import Standing as Standing
+from ._several import differ as differ
+from ._several import gaps as gaps
+from ._several import standings as standings
 from ._spans import spans as spans
 from ._table import Cell as Cell
 from ._table import table as table
