@@ -1,4 +1,4 @@
-"""`modbay inspect`: where modules can go in a model."""
+"""`modbay inspect`: where modules can go in a model; and, in `_look`, what was trained."""
 
 import importlib
 import json
@@ -14,13 +14,20 @@ from .. import seams
 from ..core import base_type
 from ..errors import ModbayError
 from ..methods import place
+from . import _look
 from ._say import console, fail, table
 
 CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def run(name: str, patterns: list[str], as_json: bool) -> None:
-    """Print the rows of a model, its doubts, and what patterns match."""
+    """Print the rows of a model, its doubts, and what patterns match; or what was trained, if that is what it is."""
+    trained = _look.kind_of(Path(name))
+    if trained is not None:
+        if patterns:
+            fail(f"--at {patterns[0]}: {name} is no model but a {trained}: give the model that its modules go into.")
+        _look.run(Path(name), trained, as_json)
+        return
     model = opened(name)
     try:
         matched = {pattern: seams.places(model, place(pattern)) for pattern in patterns}

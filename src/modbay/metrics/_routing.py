@@ -36,7 +36,8 @@ def routes(bay: Bay, values: Sequence[str] | None = None) -> list[dict[str, Any]
             raise CompositionError(f"routes: bay {bay.state.name!r}: {why}. Use recorded(model) around calls of it.")
         label = router.keywords[0] if router.keywords else ""
         known = list(getattr(router, "labels", ()) if values is None else values) if label else ["all"]
-        rows += _rows(bay, site, label, known, _routed(router, Context({label: known} if label else {})))
+        routing = _routed(router, Context({label: known} if label else {}))
+        rows += rows_of(bay.state.name, bay.names(), site, label, known, routing)
     return rows
 
 
@@ -50,13 +51,15 @@ def _routed(router: Router, c: Context) -> Routing:
         router.train(training)
 
 
-def _rows(bay: Bay, site: str, label: str, values: list[str], routing: Routing) -> list[dict[str, Any]]:
-    names = bay.names()
+def rows_of(
+    bay: str, names: Sequence[str], site: str, label: str, values: Sequence[str], routing: Routing
+) -> list[dict[str, Any]]:
+    """A routing of one row a value, as `routes` has it."""
     several = {site: routing} if routing.sites is None else {name: routing.at(name) for name in routing.sites}
     out = []
     for where, route in several.items():
         weights = route.dense(len(names)).detach().float().cpu().reshape(-1, len(names)).expand(len(values), -1)
-        row = {"bay": bay.state.name, "site": where, "label": label, "values": values, "modules": names}
+        row = {"bay": bay, "site": where, "label": label, "values": list(values), "modules": list(names)}
         out.append({**row, "weights": weights.tolist()})
     return out
 

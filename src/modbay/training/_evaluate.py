@@ -12,7 +12,7 @@ import numpy as np
 from .. import data, metrics
 from ..attach import bays
 from ..data import Row
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, ModbayError
 from ..metrics import Record
 from ._build import Network
 from ._facts import machine, peak
@@ -65,11 +65,12 @@ def evaluate(
     seen: dict[str, Any] = {}
     if files:
         network, rows, told = _new_rows(reading, reading.given(files, task), labels, progress)
+        warnings = seen_before(run, rows)
         records, seen = observed(network, rows, labels, unknown, progress)
         _tellable(reading, records)
     else:
         records, told = _own_rows(run), [one for one in run.facts.get("data", []) if one.get("split") == "test"]
-        rows = []
+        rows, warnings = [], []
     kinds = dict(reading.kinds)
     with progress.stage("Bootstrap"):
         cells = metrics.table(records, kinds, labels)
@@ -81,6 +82,7 @@ def evaluate(
         **{key: run.facts[key] for key in KEPT if key in run.facts},
         "run": str(run.folder),
         "data": told,
+        "warnings": warnings,
         "results": [asdict(cell) for cell in cells],
     }
     facts |= {key: [*facts.get(key, []), *several] for key, several in seen.items()}
@@ -108,6 +110,22 @@ def _new_rows(
             said = {"task": one.task, "split": "given", "path": ", ".join(one.files), "rows": len(mine)}
             told.append({**said, "sha256": data.digest(mine)})
     return network, rows, told
+
+
+def seen_before(run: Run, rows: Sequence[Row]) -> list[str]:
+    """A warning if texts among the rows are some that the run learned from: its figures on them say little."""
+    try:
+        learned = {(row.task, row.normal) for row in read_tasks(run.config).splits.train}
+    except ModbayError as error:
+        why = str(error).splitlines()[0]
+        return [f"Whether the run learned from these rows is not known: its data can't be read again ({why})"]
+    twice = [row.where for row in rows if (row.task, row.normal) in learned]
+    if not twice:
+        return []
+    return [
+        f"{len(twice):,} of the {len(rows):,} rows have texts that the run learned from (the first: {twice[0]}): "
+        f"its figures on them say little of new ones."
+    ]
 
 
 def _own_rows(run: Run) -> list[Record]:
