@@ -245,13 +245,18 @@ def _parquet(temporary: Path, path: Path, values: _Values) -> None:
     columns, _ = _tables.records(File(path, "parquet"), None, BadRows().add)
     values.refuse(path, columns or [])
     with parquet.ParquetFile(path) as file:
-        more = [pa.array(list(each)) for each in values.take(file.metadata.num_rows)]
-        schema = file.schema_arrow
-        for name, array in zip(values.names, more, strict=True):
-            schema = schema.append(pa.field(name, array.type))
-        at = 0
+        left, parts = file.metadata.num_rows, []
+        while left or not parts:  # no more than a batch as Python's objects
+            n = min(left, _tables.BATCH)
+            parts.append(pa.table(dict(zip(values.names, map(pa.array, map(list, values.take(n))), strict=True))))
+            left -= n
+        try:
+            more = pa.concat_tables(parts, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(f"{path}: a column of a Parquet file has values of one type ({error}).") from error
+        schema, at = pa.schema([*file.schema_arrow, *more.schema], file.schema_arrow.metadata), 0
         with parquet.ParquetWriter(temporary, schema) as out:
             for batch in file.iter_batches(_tables.BATCH):
-                arrays = [*batch.columns, *(array.slice(at, len(batch)) for array in more)]
-                out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+                mine = more.slice(at, len(batch))
+                out.write_table(pa.Table.from_arrays([*batch.columns, *mine.columns], schema=schema))
                 at += len(batch)

@@ -184,14 +184,17 @@ def tell_files(
     places = [data.written(out, one.source, told_columns(reading, one.task)) for one in jobs]
     _free(_flat(places), jobs, out, force)
     network, counts = opened(run, reading, jobs, unknown, progress)
+    mixed = len(set(reading.kinds.values())) > 1
     with _aside(out) as aside, ExitStack() as stack:
         columns, done = [], 0
         with progress.stage("Predict", sum(counts)) as bar:
-            for one in jobs:
+            for one, some in zip(jobs, places, strict=True):
+                # Classes and numbers together: a column of a Parquet file has one type.
+                texts = mixed and one.task is None and any(place.suffix.lower() == ".parquet" for place in some)
                 spools = {name: stack.enter_context(closing(Spool(aside))) for name in told_columns(reading, one.task)}
                 for _, said in tell(network, reading.stream(one, routed_by(network)), unknown):
                     for name, spool in spools.items():
-                        spool.add(said[name])
+                        spool.add(str(said[name]) if texts and name == "prediction" else said[name])
                     done += 1
                     bar.step(done)
                 columns.append(spools)
