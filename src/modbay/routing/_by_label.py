@@ -40,7 +40,7 @@ class ByLabel(Router):
             return
         if gone:  # modules that were removed leave the table, too
             kept = {label: [name for name in several if name not in gone] for label, several in self.table.items()}
-            self.table = {label: several for label, several in kept.items() if several}
+            self.table = {label: several for label, several in kept.items() if several or not self.table[label]}
         unknown = [name for several in self.table.values() for name in several if name not in self.place]
         if unknown:
             raise LabelError(f"ByLabel({self.label!r}, table=…) names modules that the bay lacks: {listed(unknown)}.")

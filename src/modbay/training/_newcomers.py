@@ -15,7 +15,7 @@ from ._extension import Extension, arrived
 from ._run import Run
 from ._tasks import classes_of, network_kind, read_tasks
 
-CHOOSE, JUDGE = 20, 5  # rows a class from which some are set aside, to choose the best step by, and to judge by
+FEW = {"validation": 16, "test": 4}  # rows a class up to which none is set aside, unless that is said
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,16 @@ def whole(config: Config, fixed: dict[str, str], task: str, source: Source) -> S
     return data.load(where, columns(config, source, fixed), kind, task, validation=0.0, test=0.0, seed=config.seed)
 
 
-def _is_new(run: Run, row: Row) -> bool:
+def _new_values(run: Run, row: Row) -> list[tuple[str, str]]:
+    """The (label, value) of a row that the run has nothing for: neither modules nor what came later."""
     values = run.routes.values
-    return any(label in values and value not in values[label] for label, value in row.labels.items())
+    new = [(label, value) for label, value in row.labels.items() if value not in values.get(label, (value,))]
+    own = {(one.label, one.value) for one in run.routes.own if one.task == row.task} if new else ()
+    return [one for one in new if one not in own]
+
+
+def _is_new(run: Run, row: Row) -> bool:
+    return bool(_new_values(run, row))
 
 
 def _new_rows(run: Run, task: str, rows: Sequence[Row], notes: list[str]) -> list[Row]:
@@ -129,9 +136,8 @@ def _whose(run: Run, task: str, given: Splits) -> list[tuple[str, str, str]]:
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for _, rows in given.items():
         for row in rows:
-            for label, value in row.labels.items():
-                if label in run.routes.values and value not in run.routes.values[label]:
-                    found[label][value] = None
+            for label, value in _new_values(run, row):
+                found[label][value] = None
     if len(found) > 1:
         said = "; ".join(f"{label}: {listed(values)}" for label, values in found.items())
         raise ConfigError(
@@ -180,27 +186,19 @@ def _parted(asked: Extension, task: str, given: Splits, notes: list[str]) -> Spl
     source, rows = asked.config.sources[task], given.train
     if not rows:
         raise ConfigError(f"data: no new rows of task {task!r} to learn from: all are in its validation or test files.")
-    each = len(rows) / max(1, len({row.target for row in rows}) if rows[0].kind == "classification" else 1)
+    each = len(rows) / len({row.target if row.kind == "classification" else "" for row in rows})
     share = {}
-    for part, enough in (("validation", CHOOSE), ("test", JUDGE)):
+    for part, few in FEW.items():
         value = getattr(source, part)
-        said = part in asked.more
         share[part] = 0.0 if getattr(given, part) or isinstance(value, str) else float(value)
-        few = asked.shots is not None if part == "validation" else False
-        if share[part] and not said and (each < enough or few):
+        scarce = each <= few or (part == "validation" and asked.shots is not None)
+        if share[part] and scarce and part not in asked.more:
             share[part] = 0.0
             if part == "test":
-                notes.append(
-                    f"task {task!r} has {each:.0f} rows a class: none is set aside for a test (--test FILE judges)"
-                )
-    if any(share.values()):
-        parts = dict(data.split(rows, **share, seed=asked.config.seed).items())
-    else:
-        parts = {"train": list(rows), "validation": [], "test": []}
-    parts = {part: getattr(given, part) or parts[part] if part != "train" else parts[part] for part in parts}
-    if asked.shots is not None:
-        parts["train"] = shots(parts["train"], asked.shots, asked.config.seed, notes)
-    return Splits(**parts)
+                notes.append(f"task {task!r} has {each:.1f} rows a class: none is set aside for a test (--test judges)")
+    drawn = data.split(rows, **share, seed=asked.config.seed) if any(share.values()) else Splits(list(rows))
+    train = drawn.train if asked.shots is None else shots(drawn.train, asked.shots, asked.config.seed, notes)
+    return Splits(train, given.validation or drawn.validation, given.test or drawn.test)
 
 
 def shots(rows: Sequence[Row], k: int, seed: int, notes: list[str]) -> list[Row]:
@@ -219,7 +217,7 @@ def shots(rows: Sequence[Row], k: int, seed: int, notes: list[str]) -> list[Row]
     return out
 
 
-def tested(run: Run) -> tuple[list[Row], list[str]]:
+def own_rows(run: Run) -> tuple[list[Row], list[str]]:
     """(the rows that a run was tested on, read again, notes): those whose place, target and labels are still the same.
 
     Where it was tested on none, all of its rows that it can route. Raises ConfigError if there is none left.

@@ -37,7 +37,8 @@ class Routes:
     def of(self, row: Row, keywords: tuple[str, ...]) -> dict[str, str | None]:
         """The labels of a call for this row; raises ConfigError for a value that no module was made for."""
         mine = [one for one in self.own if row.task == one.task and row.labels.get(one.label) == one.value]
-        instead = {label: name for one in mine for label, name in one.instead.items()}
+        mine.sort(key=lambda one: one.label == "task")  # a value's own goes before its task's
+        instead = {label: name for one in reversed(mine) for label, name in one.instead.items()}
         out: dict[str, str | None] = {}
         for keyword in keywords:
             if keyword in instead:
