@@ -17,7 +17,7 @@ from modbay import training
 from modbay.cli import app
 from modbay.errors import ConfigError, DataError, ProofError
 from modbay.training import _extend as extending
-from modbay.training._newcomers import own_rows
+from modbay.training import _newcomers as reading
 
 FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3}
 
@@ -88,7 +88,7 @@ def test_a_language_and_then_a_task(runs, french, tongue, tmp_path, method):
     assert bays["heads"].names() == ["said", "said-fr", "tongue"]
     assert {r["value"] for r in two.facts["results"] if r["label"] == "language"} >= {"en", "de", "fr"}
 
-    rows, _ = own_rows(two)  # of all three, in one batch, each is answered as alone
+    rows, _ = reading.tested(two)  # of all three, in one batch, each is answered as alone
     assert {(row.task, row.labels["language"]) for row in rows} >= {("said", "en"), ("said", "fr"), ("tongue", "fr")}
     told = training.predict(network, rows)
     alone = [training.predict(network, [row])[0] for row in rows[::7]]
@@ -111,7 +111,7 @@ def test_a_value_of_a_task_that_came_later_stands_on_its_module(runs, tongue, tm
     two = extended(one, {"parity": str(write_csv(tmp_path / "q.csv", fr))}, tmp_path / "two")
     same_as_before(one, two)
     assert two.facts["extended"]["newcomers"][0]["on"] == {"language": [], "arrivals": ["parity"]}
-    row = next(row for row in own_rows(two)[0] if row.labels["language"] == "fr")
+    row = next(row for row in reading.tested(two)[0] if row.labels["language"] == "fr")
     labels = two.routes.of(row, ("head", "arrival"))
     assert labels == {"head": "parity-fr", "arrival": "parity+fr"}
     router = mb.bays(two.network().model)["arrivals"].state.router

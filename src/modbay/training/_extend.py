@@ -18,7 +18,7 @@ from ._arrive import Arrived, arrive
 from ._extension import ARRIVED, Extension, arrived
 from ._facts import facts
 from ._fit import Ready, atomic, finish, fit
-from ._newcomers import Newcomers, newcomers, own_rows
+from ._newcomers import Newcomers, newcomers, tested
 from ._plan import plan
 from ._predict import predict
 from ._progress import Progress, Silent
@@ -48,7 +48,7 @@ def ready_to_extend(asked: Extension, progress: Progress | None = None) -> Exten
     progress, run = progress or Silent(), asked.run
     with progress.stage("Read the data"):
         came = newcomers(asked)
-        old, notes = own_rows(run)
+        old, notes = tested(run)
     with progress.stage("Open the run"):
         network = run.network()
     before = prints(network, old, progress, "Before: the run's own test rows")

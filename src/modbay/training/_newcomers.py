@@ -217,7 +217,7 @@ def shots(rows: Sequence[Row], k: int, seed: int, notes: list[str]) -> list[Row]
     return out
 
 
-def own_rows(run: Run) -> tuple[list[Row], list[str]]:
+def tested(run: Run) -> tuple[list[Row], list[str]]:
     """(the rows that a run was tested on, read again, notes): those whose place, target and labels are still the same.
 
     Where it was tested on none, all of its rows that it can route. Raises ConfigError if there is none left.
