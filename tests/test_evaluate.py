@@ -192,6 +192,19 @@ def test_a_full_disk_leaves_no_evaluation(private, tmp_path, monkeypatch):
     assert listing(tmp_path) == []
 
 
+def test_without_labels_and_by_wrong_ones(private, home, monkeypatch):
+    said = json.loads(call("evaluate", private, home / "new.csv", "--by", "task", "--json"))
+    assert {r["label"] for r in said["results"]} == {"", "class"}
+    assert "TASK=FILE" in call("evaluate", private, home / "new.csv", "--by", "task=job", code=1)
+    assert "did you mean 'language'?" in call("predict", private, home / "new.csv", "--by", "langage=x", code=1)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "evaluate", stopped)
+    assert "nothing was written" in call("evaluate", private, code=130)
+
+
 # predict
 
 

@@ -60,7 +60,9 @@ def evaluate(
     Raises ConfigError or DataError.
     """
     progress, began = progress or Silent(), time.perf_counter()
-    reading = Reading(run, text, target, dict(by or {}))
+    if by and by.get("task", "task") != "task":
+        raise ConfigError(f"by: task={by['task']}: rows of several tasks are told apart by files here, TASK=FILE.")
+    reading = Reading(run, text, target, {label: column for label, column in (by or {}).items() if label != "task"})
     labels = list(dict.fromkeys(by or run.config.by))
     seen: dict[str, Any] = {}
     if files:

@@ -83,6 +83,15 @@ class Reading:
         wanted = wanted_target and self.kind(task) not in ("causal", "masked")
         return Columns(text if isinstance(text, str) else tuple(text), target if wanted else None, {**by, **own})
 
+    def fits(self, labels: Sequence[str]) -> None:
+        """Raise ConfigError for a column of a label that these, the ones that rows are routed by, are without."""
+        known = {*labels, *self.run.config.by, "task"}
+        for label in self.by:
+            if label not in known:
+                near = get_close_matches(label, known, 1)
+                more = f"did you mean {near[0]!r}?" if near else f"there are {listed(sorted(known))}."
+                raise ConfigError(f"by: {label}={self.by[label]}: no module is routed by a label {label!r}; {more}")
+
     def kind(self, task: str | None) -> str:
         return self.kinds[task] if task is not None else self.run.known["kind"]
 
@@ -100,10 +109,7 @@ class Reading:
 
     def read(self, given: Given, labels: Sequence[str]) -> list[Row]:
         """All rows of one task, with targets, whose classes must be the run's."""
-        if given.task is None:
-            raise ConfigError(
-                "by: rows whose tasks a column names have no targets to compare: give TASK=FILE for each."
-            )
+        assert given.task is not None, "a column that names tasks is for `stream`"
         columns, kind = self.columns(given.task, labels, True), self.kind(given.task)
         classes = self.run.known["classes"].get(given.task)
         return data.read(given.source, columns, kind, given.task, classes=classes, whole=False)

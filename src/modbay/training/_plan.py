@@ -68,7 +68,7 @@ def parameters(network: Network) -> list[dict[str, Any]]:
             row = {
                 "bay": name,
                 "module": "(routing)",
-                "kind": type(bay.state.router).__name__,
+                "kind": type(next(part for part in parts if part is not None)).__name__,
                 "sites": len(bay.modulars),
             }
             rows.append({**row, "parameters": sum(p.numel() for p in own), "learning": learning, "norm": None})

@@ -133,6 +133,7 @@ def opened(
         raise ConfigError(f"unknown={unknown!r}: rows of new label values are an 'error', or go through the 'base'.")
     with progress.stage("Open the run"):
         network = run.network()
+    reading.fits(routed_by(network))
     with progress.stage("Check the rows"):
         return network, [checked(network, reading, one, unknown) for one in jobs]
 
