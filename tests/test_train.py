@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -182,6 +183,31 @@ def test_killed_and_resumed_equals_unbroken(tiny_base, tiny_csv, tmp_path):
     )
     assert same(tensors(whole.folder), tensors(again.folder))
     assert (whole.folder / "predictions.jsonl").read_bytes() == (again.folder / "predictions.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tiny_base, tiny_csv, tmp_path):
+    """Whenever it is killed: what is there then is no run, and what comes of going on is the unbroken run's."""
+    config = asked(tiny_base, tiny_csv, by="language", method="private", steps=200, evaluate_every=10, dropout=0.1)
+    whole = training.train(config, tmp_path / "whole").folder
+    yaml, draw, stages = whole / "run.yaml", random.Random(0), set()
+    begun = time.time()
+    assert start(yaml, tmp_path / "timed").wait() == 0
+    took = time.time() - begun
+    for i in range(20):
+        out = tmp_path / f"run{i}"
+        process = start(yaml, out)
+        time.sleep(draw.uniform(0.3 * took, took))  # before that Python is still importing
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        partial = tmp_path / f"run{i}.partial"
+        stages.add("done" if out.exists() else "saved" if list(partial.glob("checkpoints/checkpoint-*")) else "begun")
+        if not out.exists():
+            assert start(yaml, out, "resume").wait() == 0
+        assert same(tensors(whole), tensors(out))
+        assert (whole / "predictions.jsonl").read_bytes() == (out / "predictions.jsonl").read_bytes()
+        assert not partial.exists()
+    assert "saved" in stages
 
 
 def test_checkpoints_hold_modules_alone(tiny_base, tiny_csv, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Train, or print the plan."""
-    progress = training.Silent() if as_json else Shown()
+    progress, folder = training.Silent() if as_json else Shown(), out
     command = shlex.join(["modbay", *sys.argv[1:]])
     try:
         if resume is not None:
@@ -37,19 +37,25 @@ def run(
             show_plan(training.ready(asked, progress), as_json)
             return
         folder = out or free_name(asked)
-        done = training.train(asked, folder, resume=resume is not None, progress=progress, command=command)
+        done = training.train(
+            asked, folder, resume=resume is not None, progress=progress, command=command, page=report.write
+        )
     except Interrupted as stopped:
         print(f"modbay: {stopped}. To go on: modbay train --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
     except ModbayError as error:
         fail(str(error))
-    page = done.folder / "report.html"
-    report.write(page, done.facts)
+    except OSError as error:
+        begun = folder is not None and training.unfinished(folder).exists()
+        more = f" What it reached is kept; go on with modbay train --resume {folder}" if begun else ""
+        fail(f"{error.filename or folder}: {error.strerror or error}.{more}")
     if as_json:
         print(json.dumps({"folder": str(done.folder), **done.facts}, indent=1, ensure_ascii=False))
         return
     show_results(done.facts)
-    console().print(f"\n{done.folder}/ holds the modules, predictions and facts; open {page}", soft_wrap=True)
+    console().print(
+        f"\n{done.folder}/ holds the modules, predictions and facts; open {done.folder}/report.html", soft_wrap=True
+    )
 
 
 def asked_for(data: list[str], flags: dict[str, Any], sets: list[str]) -> training.Config:

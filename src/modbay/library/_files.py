@@ -61,7 +61,10 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file; returns its SHA-256."""
     own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt"}))
+    try:
+        _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt"}))
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(0, str(error), str(path)) from None
     return sha256(path)
 
 

@@ -2,6 +2,7 @@
 
 from ._adapt import adapt as adapt
 from ._adapt_ways import WAYS as WAYS
+from ._baselines import linear as linear
 from ._build import bare_network as bare_network
 from ._compare import Compared as Compared
 from ._compare import begun as begun
@@ -20,16 +21,22 @@ from ._extend import extend as extend
 from ._extend import ready_to_extend as ready_to_extend
 from ._extension import Extension as Extension
 from ._extension import extension as extension
+from ._fit import Ready as Ready
+from ._fit import fit as fit
 from ._fit import ready as ready
 from ._fit import train as train
 from ._given import Reading as Reading
 from ._new import free as free
 from ._new import new_folder as new_folder
+from ._predict import all_logits as all_logits
+from ._predict import changed as changed
 from ._predict import predict as predict
 from ._progress import Progress as Progress
 from ._progress import Silent as Silent
 from ._run import Run as Run
 from ._run import open_run as open_run
+from ._run import unfinished as unfinished
+from ._tasks import Tasks as Tasks
 from ._tasks import read_tasks as read_tasks
 from ._tell import tell_files as tell_files
 from ._tell import tell_rows as tell_rows

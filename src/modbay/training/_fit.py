@@ -5,8 +5,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ._score import score
 from ._tasks import Tasks, absolute, read_tasks
 from ._trainer import ModularTrainer, Ordered, checkpoints, load_modules, save_modules
 
+Page = Callable[[Path, dict[str, Any]], object]
 EVALUATIONS = 10  # a run, unless it says how often
 
 
@@ -84,11 +85,13 @@ def train(
     progress: Progress | None = None,
     command: str = "",
     tasks: Tasks | None = None,
+    page: Page | None = None,
 ) -> Run:
     """Train as `config` says, and write the run to the folder `out`, which must not exist; returns it, opened.
 
-    resume: go on where an unfinished run of `out` was. tasks: the data, where it has been read already. Raises
-    ConfigError or DataError before anything is written, Interrupted after Ctrl-C, when all is saved.
+    resume: go on where an unfinished run of `out` was. tasks: the data, where it has been read already. page: writes
+    report.html from the facts. Raises ConfigError or DataError before anything is written, Interrupted after Ctrl-C,
+    when all is saved, and OSError for a full disk, after which resuming goes on.
     """
     progress, out, began = progress or Silent(), Path(out), time.perf_counter()
     config = absolute(config)
@@ -104,6 +107,8 @@ def train(
     trained = time.perf_counter() - began
     if first():
         write(run, partial, curve, command, {"train": trained}, progress)
+        if page is not None:
+            page(partial / "report.html", read_json(partial / "run.json"))
         finish(partial, out)
     wait()
     return open_run(out)
@@ -133,14 +138,17 @@ def write(
 
 @contextmanager
 def atomic(partial: Path) -> Iterator[None]:
-    """A new folder that is gone again if what is prepared in it fails."""
-    fresh = not partial.exists()
+    """A new folder that is gone again, with those made for it, if what is prepared in it fails."""
+    made = [path for path in (partial, *partial.parents) if not path.exists()]
     partial.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        if fresh:
+        if made:
             shutil.rmtree(partial, ignore_errors=True)
+        for path in made[1:]:
+            with suppress(OSError):  # another run is in it by now
+                path.rmdir()
         raise
 
 
