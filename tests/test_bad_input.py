@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from conftest import tiny_rows, write_csv  # noqa: E402
-
-from modbay.cli import app  # noqa: E402
+from conftest import tiny_rows, write_csv
+from modbay.cli import app
 
 
 def table(folder: Path, rows=None, heads=("text", "target", "language"), name="said.csv") -> Path:
@@ -59,7 +58,9 @@ CASES = {
     "a broken line of JSON": (
         lambda f: written(f, '{"text": "a", "target": "x"}\n{"text": "b", \n', "said.jsonl"), [], ["said.jsonl:2"],
     ),
-    "an empty text": (lambda f: table(f, relabelled(lambda i, t, y, l: ("" if i == 4 else t, y, l))), [], ["said.csv:6"]),
+    "an empty text": (
+        lambda f: table(f, relabelled(lambda i, t, y, l: ("" if i == 4 else t, y, l))), [], ["said.csv:6"],
+    ),
     "an empty label": (
         lambda f: table(f, relabelled(lambda i, t, y, l: (t, y, "" if i == 0 else l))), ["--by", "language"],
         ["said.csv:2", "language"],
@@ -77,10 +78,13 @@ CASES = {
     "a pattern that matches nothing": (table, ["--at", "*.nowhere.*"], ["*.nowhere.*"]),
     "a base that is not there": (table, ["--base", "gone/"], ["base='gone/'"]),
     "a base without a config": (table, ["--base", "."], ["base=", "config.json"]),
-    "a batch that does not divide": (table, ["--set", "batch=10", "--set", "accumulate=4"], ["batch=10", "accumulate=4"]),
+    "a batch that does not divide": (
+        table, ["--set", "batch=10", "--set", "accumulate=4"], ["batch=10", "accumulate=4"],
+    ),
     "a share of more than all": (table, ["--test", "0.7", "--validation", "0.6"], ["0.7", "0.6"]),
     "a typo in YAML": (
-        lambda f: written(f, "data: said.csv\nbase: x\nstpes: 3\n", "run.yaml"), [], ["'stpes'", "did you mean 'steps'"],
+        lambda f: written(f, "data: said.csv\nbase: x\nstpes: 3\n", "run.yaml"), [],
+        ["'stpes'", "did you mean 'steps'"],
     ),
     "no YAML at all": (lambda f: written(f, "data: [said.csv\n", "run.yaml"), [], ["run.yaml"]),
     "an unnamed task among named ones": (lambda f: table(f), ["b=said.csv"], ["NAME=FILE"]),
@@ -132,7 +136,7 @@ def test_a_full_disk_is_one_message(tiny_base, tiny_csv, tmp_path, monkeypatch, 
         return replace(source, target, *rest, **more)
 
     monkeypatch.setattr(os, "replace", full)
-    code, out, err = run(tiny_csv, "--base", tiny_base, "--by", "language", "--steps", 2, "--out", "run")
+    code, _, err = run(tiny_csv, "--base", tiny_base, "--by", "language", "--steps", 2, "--out", "run")
     assert code == 1
     assert "No space left on device" in err
     assert "Traceback" not in err
