@@ -56,23 +56,21 @@ def show(done: training.Run) -> None:
         ]
         heads = ("way", compared["metric"], "trained", "seconds")
         out.print(table(heads, rows, right=heads[1:]))
-        out.print(f"± is one standard error; each of {came['rows']} rows is told by who did not see it.\n")
+        n = compared["rows"][0]["n"]
+        out.print(f"± one standard error, over {n} of {came['rows']} rows, each told by what was trained without it.\n")
     out.print(compared.get("verdict") or facts["verdict"], soft_wrap=True)
     if came["from"]:
         weights = sorted(came["from"].items(), key=lambda one: -abs(one[1]))
         more = f" … ({len(weights)} in all)" if len(weights) > 6 else ""
         out.print(f"from: {', '.join(f'{name} {w:.2f}' for name, w in weights[:6])}{more}", soft_wrap=True)
-    for proof in facts["proof"]:
-        out.print(f"{proof['rows']:,} {proof['what']}: {proof['changed'] or 'none'} changed in any bit")
-    mine = {"task": came["task"], "value": came["value"]}
-    own = [
-        r for r in facts.get("results", [])
-        if r["task"] == mine["task"] and (came["label"] == "task" or r["value"] == mine["value"])
-    ]  # fmt: skip
-    if any(
-        one["split"] == "test" for one in facts["data"] if one in facts["data"][-2:] and one["task"] == came["task"]
-    ):
-        out.print()
-        show_results({"results": own})
-    else:
+    proof = facts["proof"][-1]
+    out.print(f"{proof['rows']:,} {proof['what']}: {proof['changed'] or 'none'} changed", soft_wrap=True)
+    if not came["tested"]:
         out.print("No test rows were given (--test): the figures of cross-validation are all there is.")
+        return
+    own = [
+        r for r in facts["results"]
+        if r["task"] == came["task"] and (came["label"] == "task" or r["value"] == came["value"])
+    ]  # fmt: skip
+    out.print()
+    show_results({"results": own})

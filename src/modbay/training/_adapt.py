@@ -1,5 +1,6 @@
 """`adapt`: a new task, or a new value of a label, from few rows, over the modules that a finished run has."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,7 @@ import torch
 
 from .. import metrics
 from ..data import Row
-from ..errors import ConfigError, ModbayError, listed
+from ..errors import ConfigError, ModbayError, ProofError, listed
 from ..metrics import Record
 from ._adapt_bench import Bench, frozen
 from ._adapt_mix import choose, mean_and_error
@@ -18,15 +19,17 @@ from ._adapt_place import Source, keep_own_head, make_place, source_of
 from ._adapt_rows import Newcomer, read_newcomer
 from ._adapt_ways import WAYS, Found
 from ._build import Network
+from ._extension import ARRIVED, arrived
 from ._facts import instruments, machine, peak
 from ._new import free, new_folder
-from ._predict import all_logits, changed, predict
+from ._newcomers import tested
+from ._predict import predict
 from ._progress import Progress, Silent
-from ._run import Run, open_run, write_config, write_json, write_network
-from ._tasks import read_tasks
+from ._proof import prints, proof
+from ._run import Run, open_run, write_json, write_network
 
 METRICS = {"classification": "accuracy", "tagging": "accuracy", "regression": "1 − |error| / deviation"}
-PROOF = 1000  # old rows that are told before and after
+STEPS, PROOF = 60, 2000  # of each training or search; old rows that are told before and after
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Trial:
 
 def adapt(
     run: Run | str | Path, source: str, out: str | Path, *, ways: Sequence[str] | None = None, task: str | None = None,
-    value: str | None = None, shots: int | None = None, folds: int = 4, steps: int = 100,
+    value: str | None = None, shots: int | None = None, folds: int = 4, steps: int = STEPS, lr: float | None = None,
     test: str | float | None = None, text: Any = None, target: str | None = None, kind: str | None = None,
     seed: int = 0, progress: Progress | None = None, command: str = "",
 ) -> Run:  # fmt: skip
@@ -51,12 +54,13 @@ def adapt(
 
     **Arguments:** source: the rows, as `train` reads them. task: the name of a new task (default: the file's);
     value: "language=pt", rows of a known task with a new value of a label. ways: of WAYS; with one, nothing is tried.
-    shots: rows of each class that are used. folds, steps: of cross-validation and of each training, alike for all ways.
+    shots: rows of each class that are used. folds, steps, lr: of cross-validation, and of each training, alike for all
+    ways; the rate is the run's if none is given.
     test: a share of the rows, or a file, to judge by; without it there are the figures of cross-validation alone.
     text, target, kind: columns and kind, where they are not the run's.
 
-    The old rows' logits stay bit for bit; facts["proof"] says of how many that was seen. Raises ConfigError or
-    DataError, and then nothing was written.
+    The old rows' logits stay bit for bit, as is seen on what was written: facts["proof"]. Raises ConfigError or
+    DataError for what can't be done, ProofError if a bit changed; then nothing is left behind.
     """
     progress, out, began = progress or Silent(), free(Path(out)), time.perf_counter()
     run = run if isinstance(run, Run) else open_run(run)
@@ -67,12 +71,12 @@ def adapt(
     with progress.stage("Open the run"):
         network = run.network()
         modules = source_of(network)
-    with progress.stage("Old rows before"):
-        old = old_rows(run, who)
-        before = all_logits(network, old)
+    old, what = old_rows(run, who)
+    before = prints(network, old, progress, "Before: rows of old")
     torch.manual_seed(seed)
     place = make_place(network, run, modules, who)
-    bench = Bench(network, run.config, who.few, modules.bay, modules.names, place.arrival, place.head, place.own,
+    config = run.config if lr is None else run.config.model_copy(update={"lr": lr, "head_lr": None})
+    bench = Bench(network, config, who.few, modules.bay, modules.names, place.arrival, place.head, place.own,
                   steps, folds, seed)  # fmt: skip
     with frozen(network.model):
         trials = compare(bench, asked, progress)
@@ -83,13 +87,32 @@ def adapt(
     if not WAYS[way].tunes:
         keep_own_head(network, place)
     records = predict(network, who.test, progress=progress, what="Test") if who.test else []
-    with progress.stage("Old rows after"):
-        moved = changed(before, all_logits(network, old))
-    said = facts(run, network, who, trials, way, verdict, found, modules)
-    said |= {"proof": [{"what": "old rows, told before and after", "rows": len(old), "changed": moved}],
-             "command": command, "seed": seed}  # fmt: skip
-    write(run, network, who, records, said, Path(out), began)
+    said = facts(run, network, who, trials, way, verdict, found, modules) | {"command": command, "seed": seed}
+    known = {**run.known, "kinds": {**run.known["kinds"], who.task: who.kind},
+             "classes": {task: list(names) for task, names in network.encoder.classes.items()}}  # fmt: skip
+    with new_folder(out) as partial:
+        write(run, network, known, who, records, partial)
+        after = prints(Run(partial, run.config, known, network.routes, {}).network(), old, progress, "After: the same")
+        said["proof"] = [*run.facts.get("proof", []), proved(before, after, what)]
+        if who.test:
+            every = metrics.records(partial / "predictions.jsonl")
+            said["results"] = [asdict(one) for one in metrics.table(every, known["kinds"], list(run.config.by))]
+        seconds = time.perf_counter() - began
+        said |= {"time": {"adapt": round(seconds, 2)}, "seconds": round(seconds, 1), "memory": {"peak_mib": peak()}}
+        write_json(partial / "run.json", said)
     return open_run(out)
+
+
+def proved(before: Sequence[bytes], after: Sequence[bytes], what: str) -> dict[str, Any]:
+    """The proof; raises ProofError if it fails."""
+    said = {**proof(before, after, ""), "what": what}
+    if said["changed"]:
+        raise ProofError(
+            f"{said['changed']:,} of {said['rows']:,} rows of old are answered with other logits than before. Nothing "
+            f"was written. Something in the run is not what this command leaves alone, or the machine does not repeat "
+            f"itself."
+        )
+    return said
 
 
 def wanted(ways: Sequence[str] | None, folds: int, steps: int) -> list[str]:
@@ -147,14 +170,13 @@ def decide(trials: Sequence[Trial], ways: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def old_rows(run: Run, who: Newcomer) -> list[Row]:
-    """Rows that the run served before: of its test, or, if these can't be read any more, the new texts as old ones."""
+def old_rows(run: Run, who: Newcomer) -> tuple[list[Row], str]:
+    """(rows that the run served before, what they are): its test rows, or, where these can't be read, the new texts."""
+    how = f"logits of {{}} {run.folder}, before and after, in the same batches, bit by bit"
     try:
-        rows = read_tasks(run.config).splits.test
+        return tested(run)[0][:PROOF], how.format("the test rows of")
     except (ModbayError, OSError):
-        rows = []
-    if rows:
-        return rows[:PROOF]
+        pass
     tasks, labels = list(run.known["kinds"]), {name: list(run.routes.values[name]) for name in run.config.by}
     wide = max([len(tasks), *map(len, labels.values())])
     made = [
@@ -162,7 +184,7 @@ def old_rows(run: Run, who: Newcomer) -> list[Row]:
                 labels={"task": tasks[i % len(tasks)], **{name: v[i % len(v)] for name, v in labels.items()}})
         for row in who.few for i in range(wide)
     ]  # fmt: skip
-    return made[:PROOF]
+    return made[:PROOF], how.format("the new texts as rows of each task and label of")
 
 
 def facts(
@@ -182,8 +204,8 @@ def facts(
         "budget": f"{len(who.few)} rows",
     }
     own = network.routes.own[-1]
-    known = {"label": who.label, "value": who.value, "task": who.task, "rows": len(who.few), "way": way,
-             "trained": found.trained, "bay": source.bay.state.name, "from": found.weights,
+    known = {"label": who.label, "value": who.value, "task": who.task, "rows": len(who.few), "tested": len(who.test),
+             "way": way, "trained": found.trained, "bay": source.bay.state.name, "from": found.weights,
              "always": list(source.always), "module": own.arrival,
              "head": own.head or network.routes.heads.get(who.task)}  # fmt: skip
     kept = {key: value for key, value in run.facts.items() if key not in ("against", "compare")}
@@ -201,20 +223,13 @@ def facts(
 
 
 def write(
-    run: Run, network: Network, who: Newcomer, records: Sequence[Record], said: dict[str, Any], out: Path, began: float
+    run: Run, network: Network, known: dict[str, Any], who: Newcomer, records: Sequence[Record], folder: Path
 ) -> None:
-    """The run's folder, whole or not at all."""
-    known = {**run.known, "kinds": {**run.known["kinds"], who.task: who.kind},
-             "classes": {task: list(names) for task, names in network.encoder.classes.items()}}  # fmt: skip
+    """All of the run's folder but its facts."""
+    shutil.copyfile(run.folder / "run.yaml", folder / "run.yaml")
+    write_network(folder, network, known)
     file = run.folder / "predictions.jsonl"
-    every = [*(metrics.records(file) if file.is_file() else []), *records]
-    by = list(run.config.by)
-    if records:
-        said["results"] = [asdict(cell) for cell in metrics.table(every, known["kinds"], by)]
-    with new_folder(out) as partial:
-        write_config(partial, run.config)
-        write_network(partial, network, known)
-        metrics.write_records(partial / "predictions.jsonl", every)
-        seconds = time.perf_counter() - began
-        said |= {"time": {"adapt": round(seconds, 2)}, "seconds": round(seconds, 1), "memory": {"peak_mib": peak()}}
-        write_json(partial / "run.json", said)
+    old = metrics.records(file) if file.is_file() else []
+    metrics.write_records(folder / "predictions.jsonl", [*old, *records])
+    came = [{"fixed": fixed, "config": one.dump()} for fixed, one in [*arrived(run), (who.fixed, who.read)]]
+    write_json(folder / ARRIVED, {"format": 1, "arrivals": came})

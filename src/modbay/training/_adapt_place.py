@@ -116,7 +116,7 @@ def add_head(network: Network, routes: Routes, who: Newcomer, name: str) -> tupl
     if who.new_task:
         name = unused(name, heads.names())
         heads.add(name, Head(len(who.classes) or 1))
-        routes.heads[who.task] = name
+        routes.heads[who.task] = routes.values.setdefault("task", {})[who.task] = name
         return (heads, name), None
     own = routes.heads[who.task]
     name = unused(f"{own}-{name}", heads.names())

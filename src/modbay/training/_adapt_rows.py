@@ -7,19 +7,19 @@ from random import Random
 from typing import Any
 
 from .. import data
-from ..data import Columns, Row
+from ..data import Row
 from ..errors import ConfigError, DataError, listed
+from ._config import Config, Source
+from ._newcomers import columns
 from ._run import Run
-from ._tasks import network_kind
-
-WITHOUT_TARGET = ("causal", "masked")
+from ._tasks import absolute, network_kind
 
 
 @dataclass(frozen=True)
 class Newcomer:
     """label, value: what is new, ("task", its name) or ("language", "pt"). task, kind, classes: of its rows.
 
-    few: the rows to learn from; test: those to judge by, if any. left: rows that shots= left out.
+    few: the rows to learn from; test: those to judge by, if any. fixed, read: how they are read again.
     """
 
     label: str
@@ -29,9 +29,10 @@ class Newcomer:
     classes: tuple[str, ...]
     few: list[Row]
     test: list[Row]
-    left: int
     files: list[dict[str, Any]]
     warnings: list[str]
+    fixed: dict[str, str]
+    read: Config
 
     @property
     def new_task(self) -> bool:
@@ -49,9 +50,8 @@ def read_newcomer(
         raise ConfigError(f"shots={shots}: at least one row of each class.")
     label, value, task = named(run, source, task, value)
     kind = kind_of(run, label, task, kind)
-    parts = load(run, source, label, value, task, kind, text, target, test, seed)
-    pool = [*parts.train, *parts.validation]
-    few = drawn(pool, kind, shots, seed)
+    parts, fixed, read = load(run, source, label, value, task, kind, text, target, test, seed)
+    few = drawn([*parts.train, *parts.validation], kind, shots, seed)
     parts = data.Splits(few, [], parts.test)
     files = [
         {"task": task, "split": "few" if name == "train" else name, "path": str(test if name == "test" else source),
@@ -59,7 +59,7 @@ def read_newcomer(
     ]  # fmt: skip
     classes = classes_of(run, few, label, task, kind)
     warnings = list(data.survey(parts).warnings)
-    return Newcomer(label, value, task, kind, classes, few, parts.test, len(pool) - len(few), files, warnings)
+    return Newcomer(label, value, task, kind, classes, few, parts.test, files, warnings, fixed, read)
 
 
 def named(run: Run, source: str, task: str | None, value: str | None) -> tuple[str, str, str]:
@@ -106,32 +106,45 @@ def kind_of(run: Run, label: str, task: str, kind: str | None) -> str:
     return made
 
 
-def load(run, source, label, value, task, kind, text, target, test, seed) -> data.Splits:
-    """The rows by part. A file without the label's column is all of the new value; of one with it, only its rows."""
+def load(
+    run: Run, source: str, label: str, value: str, task: str, kind: str, text: Any, target: str | None,
+    test: str | float | None, seed: int,
+) -> tuple[data.Splits, dict[str, str], Config]:  # fmt: skip
+    """(the rows by part, labels that are the same in all of them, how they are read).
+
+    A file without the label's column is all of the new value; of one with it, its rows of that value count.
+    """
     mine = run.config.sources.get(task)
     text = text or (mine.text if mine else run.config.text)
-    target = None if kind in WITHOUT_TARGET else target or (mine.target if mine else None) or run.config.target
-    text = text if isinstance(text, str) else text[0] if len(text) == 1 else tuple(text)
-    where = {"train": source, "test": test} if isinstance(test, str) else source
-    share = test if isinstance(test, float) else 0.0
-    read = lambda labels, fixed: data.load(
-        where, Columns(text, target, labels, run.config.group, fixed), kind, task, validation=0.0, test=share, seed=seed
-    )
+    target = target or (mine.target if mine else None) or run.config.target
+    given = Source(path=source, text=text, target=target, kind=kind, validation=0.0, test=test or 0.0)  # type: ignore[arg-type]
+    by = {} if label == "task" else dict(run.config.by)
+    how = absolute(run.config.model_copy(update={"data": {task: given}, "by": by, "seed": seed}))
+    read = lambda fixed: read_source(how, task, how.sources[task], fixed)
     if label == "task":
-        return read({}, {})
-    others = {name: column for name, column in run.config.by.items() if name != label}
+        return read({}), {}, how
+    fixed: dict[str, str] = {}
     try:
-        parts = read(dict(run.config.by), {})
+        parts = read({})
     except DataError as error:
         try:
-            parts = read(others, {label: value})
+            parts, fixed = read({label: value}), {label: value}
         except DataError:
             raise error from None
     kept = {name: [row for row in rows if row.labels[label] == value] for name, rows in parts.items()}
     if not kept["train"]:
         there = sorted({row.labels[label] for row in parts.train})
         raise DataError(f"{source}: no row has {label}={value!r}; there are {listed(there)}.")
-    return data.Splits(**kept)
+    return data.Splits(**kept), fixed, how
+
+
+def read_source(how: Config, task: str, source: Source, fixed: dict[str, str]) -> data.Splits:
+    """A task's rows by part: as files say, and the test by share where one is given."""
+    files = {"test": source.test} if isinstance(source.test, str) else {}
+    share = 0.0 if files else float(source.test or 0.0)
+    where: Any = {"train": source.path, **files} if files else source.path
+    made = columns(how, source, fixed)
+    return data.load(where, made, source.kind or "classification", task, validation=0.0, test=share, seed=how.seed)
 
 
 def drawn(rows: list[Row], kind: str, shots: int | None, seed: int) -> list[Row]:

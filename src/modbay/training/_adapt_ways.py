@@ -16,7 +16,7 @@ from ._adapt_bench import Bench
 from ._adapt_head import start_head, zero_shot
 from ._adapt_mix import Tensors, mixed, search, sigmoid_weights, softmax_weights
 
-GATES = 0.1  # Adam's rate of gates: they start at nothing, and have but few steps
+GATES = 0.2  # Adam's rate of gates: they start at nothing, and have but few steps
 
 
 @dataclass(frozen=True)
