@@ -333,7 +333,8 @@ def adapt(
     ] = None,
     shots: Annotated[int | None, typer.Option("--shots", help="Use so many rows of each class.")] = None,
     folds: Annotated[int, typer.Option("--folds", help="Of the cross-validation.")] = 4,
-    steps: Annotated[int, typer.Option("--steps", help="Of each training or search, alike for all ways.")] = 100,
+    steps: Annotated[int, typer.Option("--steps", help="Of each training or search, alike for all ways.")] = 60,
+    lr: Annotated[float | None, typer.Option("--lr", help="Of modules and heads that learn [the run's].")] = None,
     test: Annotated[str | None, typer.Option("--test", help="A share of the rows, or a file, to judge by.")] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The column of what is to be told.")] = None,
@@ -359,10 +360,9 @@ def adapt(
     """
     from ._adapt import run as adapted
 
-    texts = None if not text else text[0] if len(text) == 1 else text
     given = {
-        "task": task, "value": value, "shots": shots, "folds": folds, "steps": steps, "test": test, "text": texts,
-        "target": target, "kind": kind, "seed": seed,
+        "task": task, "value": value, "shots": shots, "folds": folds, "steps": steps, "lr": lr,
+        "test": test, "text": _texts(text), "target": target, "kind": kind, "seed": seed,
     }  # fmt: skip
     adapted(run, data, out, ways, given, json)
 
