@@ -303,3 +303,41 @@ def test_a_run_stopped_by_ctrl_c_is_saved_and_goes_on(tiny_base, tiny_csv, tmp_p
     code, _, err = modbay("train", "--resume", tmp_path / "run")
     assert code == 0, err
     assert same(tensors(whole.folder), tensors(tmp_path / "run"))
+
+
+def test_data_that_is_not_held(tiny_base, tmp_path):
+    """Streamed data learns as data in memory does, is split by text, and goes on after an interruption."""
+    rows = tiny_rows(each=60)
+    data = write_csv(tmp_path / "said.csv", rows)
+    more = {"by": "language", "method": "private", "streaming": True, "buffer": 50, "steps": 40, "evaluate_every": 10}
+    config = asked(tiny_base, data, **more)
+    run = training.train(config, tmp_path / "a")
+    assert next(r for r in run.facts["results"] if r["metric"] == "accuracy")["estimate"] > 0.6
+    parts = {entry["split"]: entry["rows"] for entry in run.facts["data"]}
+    assert sum(parts.values()) == len(rows)
+    assert all(parts[part] > 10 for part in ("train", "validation", "test"))
+    tasks = training.read_tasks(config)
+    texts = [{row.normal for row in held} for _, held in tasks.splits.items()]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+    again = training.train(config, tmp_path / "b")
+    assert same(tensors(run.folder), tensors(again.folder))
+
+
+def test_a_stream_goes_through_all_rows(tiny_base, tmp_path):
+    from modbay.training._stream import Streamed
+    from modbay.training._tasks import columns
+
+    data = write_csv(tmp_path / "said.csv", tiny_rows(each=10))
+    config = asked(tiny_base, data, by="language", streaming=True, buffer=7, batch=4)
+    tasks, network = training.read_tasks(config), training.bare_network(config)
+    network.routes.values = tasks.values
+    what = {name: columns(config, source) for name, source in config.sources.items()}
+    seen = list(Streamed(config, what, tasks.sizes, network, 40))
+    assert [place for place, _ in seen] == list(range(160))
+    texts = {tuple(example.pieces["input_ids"]) for _, example in seen}
+    assert len(texts) == tasks.sizes["said"]
+
+
+def test_a_stream_needs_steps(tiny_base, tiny_csv):
+    with pytest.raises(ConfigError, match="streaming=True: say steps"):
+        training.read_tasks(training.config({"base": str(tiny_base), "data": str(tiny_csv), "streaming": True}))

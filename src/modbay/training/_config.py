@@ -44,6 +44,8 @@ class Config(_Strict):
     - sampling: how tasks and labels are drawn, ∝ n, ∝ n^(1/temperature), or alike.
     - pool, hidden: how a text becomes one vector; standardise: features to mean 0, deviation 1; probe: steps of the
       linear probe that heads start from, 0 for a random start. dropout: of the base; None: as its config says.
+    - streaming: rows are read as they are needed and not held, each task's drawn through a buffer of so many; sampling
+      then balances tasks alone, and `steps` must be given.
     - keep: the modules of the best validation score, or of the last step. evaluate_every: steps; None: ten times a run.
     """
 
@@ -86,6 +88,8 @@ class Config(_Strict):
     keep: Literal["best", "last"] = "best"
     evaluate_every: int | None = Field(None, ge=1)
     save_every: int | None = Field(None, ge=1)
+    streaming: bool = False
+    buffer: int = Field(10_000, ge=1)
     seed: int = Field(0, ge=0)
 
     @field_validator("by", mode="before")

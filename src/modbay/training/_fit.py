@@ -29,7 +29,8 @@ from ._progress import Progress, Silent
 from ._run import Run, open_run, read_json, unfinished, write_config, write_json, write_network
 from ._sampling import order
 from ._score import score
-from ._tasks import Tasks, absolute, read_tasks
+from ._stream import Streamed
+from ._tasks import Tasks, absolute, columns, read_tasks
 from ._trainer import ModularTrainer, Ordered, checkpoints, load_modules, save_modules
 
 Page = Callable[[Path, dict[str, Any]], object]
@@ -165,15 +166,14 @@ def fit(run: Ready, folder: Path, progress: Progress) -> list[dict[str, Any]]:
     steps, saved = steps_of(config, len(run.examples)), folder / "checkpoints"
     if not steps:
         return []
-    places = order(balance(config, tasks.splits.train), [len(e) for e in run.examples], steps, config.batch,
-                   sampling=config.sampling, temperature=config.temperature, seed=config.seed)  # fmt: skip
+    seen = examples_of(run, steps)
     best = Best(network, folder / "best", tasks, list(config.by))
     validates = bool(tasks.splits.validation)
     watch = Watch(steps)
     with quiet():
         trainer = ModularTrainer(
             network.model, arguments(config, saved, steps, validates), kind=tasks.kind, encoder=network.encoder,
-            groups=groups(network, config), data=Ordered(run.examples, places), seed=config.seed,
+            groups=groups(network, config), data=seen, seed=config.seed,
             evaluator=best if validates else None, callbacks=[watch],
         )  # fmt: skip
         last = (checkpoints(saved) or [None])[-1]
@@ -186,6 +186,17 @@ def fit(run: Ready, folder: Path, progress: Progress) -> list[dict[str, Any]]:
         load_modules(network.model, folder / "best")
     network.model.eval()
     return curve(trainer.state.log_history)
+
+
+def examples_of(run: Ready, steps: int) -> Ordered | Streamed:
+    """What the steps see: examples that are held, in order, or such as are read when they are needed."""
+    config, tasks = run.config, run.tasks
+    if config.streaming:
+        what = {name: columns(config, source) for name, source in config.sources.items()}
+        return Streamed(config, what, tasks.sizes, run.network, steps)
+    places = order(balance(config, tasks.splits.train), [len(e) for e in run.examples], steps, config.batch,
+                   sampling=config.sampling, temperature=config.temperature, seed=config.seed)  # fmt: skip
+    return Ordered(run.examples, places)
 
 
 def arguments(config: Config, folder: Path, steps: int, validates: bool) -> transformers.TrainingArguments:

@@ -1,13 +1,14 @@
 """A run's data: its tasks read, checked and split, with their classes and the values of their labels."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import data
 from ..data import Columns, Row, Splits
 from ..errors import ConfigError, listed
+from . import _stream
 from ._config import Config, Source
 
 
@@ -21,6 +22,7 @@ class Tasks:
     values: dict[str, dict[str, str]]
     splits: Splits
     files: list[dict[str, Any]]
+    sizes: dict[str, int] = field(default_factory=dict)  # training rows of each task, where they are not held
 
     @property
     def measured(self) -> frozenset[str]:
@@ -43,6 +45,8 @@ def read_tasks(config: Config) -> Tasks:
     """Read all of a run's data; raises DataError or ConfigError before anything is made."""
     kinds = {name: source.kind or "classification" for name, source in config.sources.items()}
     kind = network_kind(kinds)
+    if config.streaming:
+        return streamed(config, kind, kinds)
     splits, files = Splits(), []
     for name, source in config.sources.items():
         mine = read_source(config, name, source)
@@ -51,6 +55,32 @@ def read_tasks(config: Config) -> Tasks:
             said = {"task": name, "split": part, "path": _path(source, part), "rows": len(rows)}
             files.append({**said, "sha256": data.digest(rows)})
     return Tasks(kind, kinds, classes_of(kinds, splits.train), values_of(splits), splits, files)
+
+
+def streamed(config: Config, kind: str, kinds: dict[str, str]) -> Tasks:
+    """What one pass over data that is not held tells."""
+    _stream.check(config)
+    found = {
+        name: _stream.Survey(config, name, source, columns(config, source)) for name, source in config.sources.items()
+    }
+    splits, files, classes = Splits(), [], {}
+    values: dict[str, set[str]] = {}
+    for name, one in found.items():
+        splits += one.splits
+        path = {part: _path(config.sources[name], part) for part in one.counts}
+        said = [
+            {"task": name, "split": part, "path": path[part], "rows": n, "sha256": one.digest}
+            for part, n in one.counts.items()
+        ]
+        files += said
+        if kinds[name] in ("classification", "tagging"):
+            classes[name] = sorted(one.classes)
+        for label, several in one.values.items():
+            values.setdefault(label, set()).update(several)
+    for task, several in classes.items():
+        _two(task, several)
+    sizes = {name: one.counts["train"] for name, one in found.items()}
+    return Tasks(kind, kinds, classes, named(values), splits, files, sizes)
 
 
 def read_source(config: Config, name: str, source: Source) -> Splits:
@@ -88,12 +118,16 @@ def classes_of(kinds: dict[str, str], rows: Sequence[Row]) -> dict[str, list[str
         if row.task in found:
             found[row.task].update(row.target if isinstance(row.target, tuple) else [row.target])  # type: ignore[list-item]
     for task, several in found.items():
-        if len(several) < 2:
-            raise ConfigError(
-                f"task {task!r}: all training rows have the class {listed(several)}; there is nothing to learn. Is "
-                f"target the right column?"
-            )
+        _two(task, several)
     return {task: sorted(several) for task, several in found.items()}
+
+
+def _two(task: str, classes: Collection[str]) -> None:
+    if len(classes) < 2:
+        raise ConfigError(
+            f"task {task!r}: all training rows have the class {listed(classes)}; there is nothing to learn. Is target "
+            f"the right column?"
+        )
 
 
 def values_of(splits: Splits) -> dict[str, dict[str, str]]:
@@ -102,6 +136,11 @@ def values_of(splits: Splits) -> dict[str, dict[str, str]]:
     for row in [*splits.train, *splits.validation, *splits.test]:
         for label, value in row.labels.items():
             seen.setdefault(label, set()).add(value)
+    return named(seen)
+
+
+def named(seen: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:
+    """The names that modules may have, by label and value."""
     tables = {label: data.slugs(sorted(several)) for label, several in seen.items()}
     return {label: {value: name for name, value in table.items()} for label, table in tables.items()}
 
