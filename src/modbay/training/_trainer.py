@@ -53,7 +53,7 @@ class ModularTrainer(transformers.Trainer):
     """
 
     def __init__(self, model: nn.Module, args, *, kind: str, encoder: Encoder, groups: Sequence[dict[str, Any]],
-                 data: Ordered, evaluator: Callable[[], dict[str, float]] | None, seed: int, callbacks=()):  # fmt: skip
+                 data: Dataset, evaluator: Callable[[], dict[str, float]] | None, seed: int, callbacks=()):  # fmt: skip
         self.network, self.kind, self.groups, self.evaluator = model, kind, groups, evaluator
         super().__init__(
             model, args, data_collator=Collator(encoder, seed), train_dataset=data, compute_loss_func=self.loss,
@@ -130,16 +130,19 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_modules(model: nn.Module, folder: str | Path) -> None:
-    """All bays of a model, and nothing of its base."""
+    """What learns in the bays of a model: where a thousand modules are frozen beside a new one, that one alone."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for bay in bays(model).values():
-        bay.save(folder)
+        names = [name for name in bay.names() if any(p.requires_grad for p in bay.parameters(name))]
+        if names or bay.parameter_groups(1.0):
+            bay.save(folder, *names)
 
 
 def load_modules(model: nn.Module, folder: str | Path) -> None:
-    """Into bays that are there: optimisers keep their references."""
+    """What `save_modules` wrote, into bays that are there: optimisers keep their references."""
     for bay in bays(model).values():
-        bay.load(folder)
+        if (Path(folder) / bay.state.name).is_dir():
+            bay.load(folder)
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
