@@ -198,6 +198,33 @@ def test_what_all_rows_share_stays_under_the_new_module(trained, rows, tmp_path)
     assert made.facts["proof"][-1]["changed"] == 0
 
 
+def test_a_new_task_that_is_measured(trained, tmp_path):
+    rows = [(text, str(5 + len(text) / 10)) for text, *_ in tiny_rows(("en",), 4, 5)]
+    file = write_csv(tmp_path / "length.csv", rows, ("text", "target"))
+    made = training.adapt(trained("private"), str(file), tmp_path / "new", kind="regression", folds=2, steps=4,
+                          test=0.5, ways=["lorahub", "nearest"])  # fmt: skip
+    assert made.known["kinds"]["length"] == "regression" and "length" not in made.known["classes"]
+    assert made.facts["compare"]["metric"].startswith("1 − |error| / deviation")
+    assert {row["metric"] for row in made.facts["results"] if row["task"] == "length"} >= {"rmse"}
+    assert made.facts["proof"][-1]["changed"] == 0
+
+
+@pytest.mark.parametrize("kind", ["masked", "tagging"])
+def test_other_kinds(tiny_base, tmp_path, kind):
+    heads, tags = (
+        ("text", "target", "language"),
+        lambda text: " ".join("NAME" if w < "m" else "O" for w in text.split()),
+    )
+    rows = [(text, tags(text), language) for text, _, language in tiny_rows(each=3)]
+    data = write_csv(tmp_path / "said.csv", rows, heads)
+    new = write_csv(tmp_path / "fr.csv", [(text, tags(text), "fr") for text, *_ in tiny_rows(("fr",), 3, 2)], heads)
+    given = {"base": str(tiny_base), "data": str(data), "by": "language", "method": "private", "kind": kind, "steps": 1}
+    run = training.train(training.config({**given, "layers": 1, "probe": 5}), tmp_path / "run")
+    made = training.adapt(run, str(new), tmp_path / "new", value="language=fr", folds=2, steps=2)
+    assert len(made.facts["compare"]["rows"]) == 6 and made.facts["proof"][-1]["changed"] == 0
+    assert made.facts["compare"]["metric"].startswith("− loss" if kind == "masked" else "accuracy")
+
+
 @pytest.mark.parametrize(
     "given, error, says",
     [
