@@ -13,7 +13,7 @@ from ..metrics import records
 from ._config import Config, Source
 from ._extension import Extension, arrived
 from ._run import Run
-from ._tasks import classes_of, network_kind, read_tasks
+from ._tasks import classes_of, named, network_kind, read_tasks
 
 FEW = {"validation": 16, "test": 4}  # rows a class up to which none is set aside, unless that is said
 
@@ -154,10 +154,7 @@ def _values(run: Run, splits: Splits) -> tuple[dict[str, list[str]], dict[str, d
             for label, value in row.labels.items():
                 if label in run.routes.values and value not in run.routes.values[label]:
                     new[label][value] = None
-    values = {
-        label: data.slugs([*table, *sorted(new.get(label, ()))]) if label in new else dict(table)
-        for label, table in run.routes.values.items()
-    }
+    values = {label: named({label: [*table, *new.get(label, ())]})[label] for label, table in run.routes.values.items()}
     return {label: sorted(several) for label, several in new.items()}, values
 
 
