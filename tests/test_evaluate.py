@@ -197,6 +197,12 @@ def test_without_labels_and_by_wrong_ones(private, home, monkeypatch):
     assert {r["label"] for r in said["results"]} == {"", "class"}
     assert "TASK=FILE" in call("evaluate", private, home / "new.csv", "--by", "task=job", code=1)
     assert "did you mean 'language'?" in call("predict", private, home / "new.csv", "--by", "langage=x", code=1)
+    bare = write_csv(home / "bare.csv", [(t, y) for t, y, l in tiny_rows(each=2) if l == "de"], ("text", "target"))
+    rows = read_lines(call("predict", private, bare, "--value", "language=de"))
+    assert len(rows) == 6 and {row["language"] for row in rows} == {"de"}
+    said = json.loads(call("evaluate", private, bare, "--value", "language=de", "--json"))
+    assert {r["value"] for r in said["results"] if r["label"] == "language"} == {"de"}
+    assert "LABEL=VALUE is wanted" in call("predict", private, bare, "--value", "language", code=1)
 
     def stopped(*_, **__):
         raise KeyboardInterrupt

@@ -36,7 +36,9 @@ def _top(
 
     \b
     modbay train mail.csv --base bert/ --text body --target intent --by language
-    modbay inspect bert/      where can modules go in this model?
+    modbay evaluate runs/mail-shared      how right is it, by task and label?
+    modbay predict runs/mail-shared inbox.csv --out told.csv
+    modbay inspect bert/      where can modules go in this model? What is in runs/mail-shared?
     modbay methods            which kinds, routers and aggregators are there?
     modbay demo               one voice assistant in many languages, trained here
     """
@@ -196,6 +198,9 @@ def evaluate(
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The column of the target [the run's].")] = None,
+    value: Annotated[
+        list[str] | None, typer.Option("--value", help="LABEL=VALUE of all rows, where no column names it.")
+    ] = None,
     task: Annotated[str | None, typer.Option("--task", help="The task that DATA is of.")] = None,
     unknown: Annotated[
         str, typer.Option("--unknown", help="Rows of new label values: error, or base, without modules.")
@@ -217,7 +222,7 @@ def evaluate(
     """
     from ._evaluate import run as go
 
-    go(run, data or [], against, by or [], _texts(text), target, task, unknown, out, json)
+    go(run, data or [], against, by or [], value or [], _texts(text), target, task, unknown, out, json)
 
 
 @app.command()
@@ -230,6 +235,9 @@ def predict(
     text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
     by: Annotated[
         list[str] | None, typer.Option("--by", help="LABEL=COLUMN [the run's]; task=COLUMN for mixed tasks.")
+    ] = None,
+    value: Annotated[
+        list[str] | None, typer.Option("--value", help="LABEL=VALUE of all rows, where no column names it.")
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="The task that FILES are of.")] = None,
     unknown: Annotated[
@@ -245,6 +253,7 @@ def predict(
     modbay predict runs/mail-private inbox/*.jsonl --out told/
     modbay predict runs/two mixed.parquet --by task=job --out told.parquet
     modbay predict runs/mail-private inbox.csv | jq 'select(.confidence < 0.5)'
+    modbay predict runs/mail-private pt.csv --value language=pt --out told.csv      no column names the language
     modbay predict runs/mail-private new.csv --unknown base
 
     No target is needed. Rows of all tasks and labels go through in one pass, and files may be larger than memory. What
@@ -252,7 +261,7 @@ def predict(
     """
     from ._predict import run as go
 
-    go(run, files, out, _texts(text), by or [], task, unknown, force, json)
+    go(run, files, out, _texts(text), by or [], value or [], task, unknown, force, json)
 
 
 def _texts(given: list[str] | None) -> str | list[str] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import report, training
 from ..errors import DataError, ModbayError
-from ._given import columns
+from ._given import columns, values
 from ._progress import Shown
 from ._say import console, fail
 from ._train import show_results
@@ -18,6 +18,7 @@ def run(
     files: list[str],
     against: Path | None,
     by: list[str],
+    value: list[str],
     text: str | list[str] | None,
     target: str | None,
     task: str | None,
@@ -35,8 +36,8 @@ def run(
         other = None if against is None else training.open_run(against)
         labels = columns(by)
         done = training.evaluate(
-            opened, files, against=other, text=text, target=target, by=labels or None, task=task,
-            unknown=unknown, progress=progress, command=command,
+            opened, files, against=other, text=text, target=target, by=labels or None, fixed=values(value),
+            task=task, unknown=unknown, progress=progress, command=command,
         )  # fmt: skip
         if not files and out is not None:
             try:

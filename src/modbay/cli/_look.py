@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ModbayError
 from ._say import console, fail, table
 
+HEADS = "heads"  # the bay of heads, as `training` names it
 FEW = 3  # pairs that are shown of each end
 WIDE = 12  # modules up to which a routing is shown whole
 ABOUT = ("title", "method", "command", "when", "seed", "data", "results", "warnings", "config", "time", "versions")
@@ -15,6 +16,8 @@ ABOUT = ("title", "method", "command", "when", "seed", "data", "results", "warni
 
 def kind_of(path: Path) -> str | None:
     """What a folder is: "run", "modules", "bay" or "module"; None if it is none of modbay's."""
+    if not path.exists() and path.with_name(f"{path.name}.partial").is_dir():
+        return "run"
     if (path / "config.json").is_file() or not path.is_dir():
         return None
     if (path / "run.yaml").is_file() or (path / "network.json").is_file():
@@ -76,7 +79,10 @@ def facts(path: Path, what: str) -> dict[str, Any]:
     for bay, modules in bays.items():
         alike = next((row for row in out["similarity"] if row["bay"] == bay), None)
         routing = next((row for row in out["routing"] if row["bay"] == bay), None)
-        out["collapse"] += metrics.collapse(modules, None if routing is None else routing["weights"], alike, bay=bay)
+        if bay != HEADS:  # of a newcomer's head it is no fault to be like the one that it began as
+            out["collapse"] += metrics.collapse(
+                modules, None if routing is None else routing["weights"], alike, bay=bay
+            )
         if routing is not None:
             shares = metrics.use(routing["weights"])
             out["use"] += [

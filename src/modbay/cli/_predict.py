@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import training
 from ..errors import ModbayError
-from ._given import columns
+from ._given import columns, values
 from ._progress import Shown
 from ._say import fail
 
@@ -18,6 +18,7 @@ def run(
     out: Path | None,
     text: str | list[str] | None,
     by: list[str],
+    value: list[str],
     task: str | None,
     unknown: str,
     force: bool,
@@ -27,7 +28,7 @@ def run(
     progress = training.Silent() if as_json else Shown()
     try:
         opened = training.open_run(folder)
-        reading = training.Reading(opened, text=text, by=columns(by))
+        reading = training.Reading(opened, text=text, by=columns(by), fixed=values(value))
         more = {"reading": reading, "task": task, "unknown": unknown, "progress": progress}
         if out is None or str(out) == "-":
             for row in training.tell_rows(opened, files, **more):

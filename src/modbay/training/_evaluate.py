@@ -44,6 +44,7 @@ def evaluate(
     text: str | Sequence[str] | None = None,
     target: str | None = None,
     by: Mapping[str, str] | None = None,
+    fixed: Mapping[str, str] | None = None,
     task: str | None = None,
     unknown: str = "error",
     progress: Progress | None = None,
@@ -55,14 +56,15 @@ def evaluate(
     - files: labelled data, FILE or TASK=FILE; without them the figures are of the run's own test rows.
     - against: another run, compared on the same rows; the differences are paired.
     - text, target, by, task: columns, labels and the task, where they differ from the run's own. by: also the labels
-      that the table has; {"task": "task"} for none. unknown: "base" lets rows of new label values through without
-      modules.
+      that the table has; {"task": "task"} for none. fixed: {label: value} of all rows.
+    - unknown: "base" lets rows of new label values through without modules.
     Raises ConfigError or DataError.
     """
     progress, began = progress or Silent(), time.perf_counter()
     if by and by.get("task", "task") != "task":
         raise ConfigError(f"by: task={by['task']}: rows of several tasks are told apart by files here, TASK=FILE.")
-    reading = Reading(run, text, target, {label: column for label, column in (by or {}).items() if label != "task"})
+    columns = {label: column for label, column in (by or {}).items() if label != "task"}
+    reading = Reading(run, text, target, columns, dict(fixed or {}))
     labels = list(dict.fromkeys(by or run.config.by))
     seen: dict[str, Any] = {}
     if files:

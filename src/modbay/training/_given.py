@@ -30,12 +30,22 @@ class Given:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read for a run. text, target, by: columns where they differ from the run's own."""
+    """How files are read for a run.
+
+    text, target, by: columns where they differ from the run's own. fixed: {label: value} of all rows, for labels that
+    no column tells.
+    """
 
     run: Run
     text: str | Sequence[str] | None = None
     target: str | None = None
     by: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        twice = [label for label in self.fixed if label in self.by or label == "task"]
+        if twice:
+            raise ConfigError(f"value: {twice[0]}={self.fixed[twice[0]]}: the label has a column; a task has --task.")
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -78,19 +88,24 @@ class Reading:
         source = config.sources.get(task or next(iter(self.kinds)))
         text: Any = self.text or (config.text if source is None else source.text)
         target = self.target or (config.target if source is None else source.target)
-        by = {label: self.by.get(label, config.by.get(label, label)) for label in labels if label != "task"}
+        by = {
+            label: self.by.get(label, config.by.get(label, label))
+            for label in labels
+            if label not in ("task", *self.fixed)
+        }
         own = {TASK: self.by["task"]} if task is None else {}
         wanted = wanted_target and self.kind(task) not in ("causal", "masked")
-        return Columns(text if isinstance(text, str) else tuple(text), target if wanted else None, {**by, **own})
+        text = text if isinstance(text, str) else tuple(text)
+        return Columns(text, target if wanted else None, {**by, **own}, fixed=self.fixed)
 
     def fits(self, labels: Sequence[str]) -> None:
-        """Raise ConfigError for a column of a label that these, the ones that rows are routed by, are without."""
+        """Raise ConfigError for a label that is told of rows, but is not among those that rows are routed by."""
         known = {*labels, *self.run.config.by, "task"}
-        for label in self.by:
+        for label, said in (*self.by.items(), *self.fixed.items()):
             if label not in known:
                 near = get_close_matches(label, known, 1)
                 more = f"did you mean {near[0]!r}?" if near else f"there are {listed(sorted(known))}."
-                raise ConfigError(f"by: {label}={self.by[label]}: no module is routed by a label {label!r}; {more}")
+                raise ConfigError(f"{label}={said}: no module is routed by a label {label!r}; {more}")
 
     def kind(self, task: str | None) -> str:
         return self.kinds[task] if task is not None else self.run.known["kind"]
