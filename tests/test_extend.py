@@ -19,7 +19,10 @@ from modbay.errors import ConfigError, DataError, ProofError
 from modbay.training import _extend as extending
 from modbay.training import _newcomers as reading
 
-FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3}
+FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3, "evaluate_every": 8, "save_every": 8}
+
+LONG = {**FAST, "steps": 40, "lr": 1e-2, "evaluate_every": 40, "save_every": 40}
+SMALL = {"polytropon": {"skills": 3}, "mixture": {"experts": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,8 @@ def runs(tiny_base, tmp_path_factory):
 
     def of(method: str) -> training.Run:
         if method not in made:
-            asked = {"base": str(tiny_base), "data": str(data), "by": "language", "method": method, **FAST}
+            small = {"at": "role.query", "options": SMALL.get(method, {})} if method not in ("full", "sequence") else {}
+            asked = {"base": str(tiny_base), "data": str(data), "by": "language", "method": method, **LONG, **small}
             made[method] = training.train(training.config(asked), place / method)
         return made[method]
 
@@ -71,12 +75,15 @@ def same_as_before(old: training.Run, new: training.Run) -> None:
     assert said["changed"] == 0 and said["rows"] == len((old.folder / "predictions.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("method", ["private", "shared", "polytropon", "mixture", "shared+private", "full", "sequence"])
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("shared+private", "full", "sequence")]
+
+
+@pytest.mark.parametrize("method", ["private", "shared", "polytropon", "mixture", *SLOW])
 def test_a_language_and_then_a_task(runs, french, tongue, tmp_path, method):
     run = runs(method)
     one = extended(run, french, tmp_path / "one")
     same_as_before(run, one)
-    two = extended(one, {"tongue": str(tongue)}, tmp_path / "two", steps=20)
+    two = extended(one, {"tongue": str(tongue)}, tmp_path / "two")
     same_as_before(one, two)
     assert two.known["kinds"] == {"said": "classification", "tongue": "classification"}
     assert [(o.label, o.value, o.task) for o in two.routes.own] == [
@@ -98,7 +105,7 @@ def test_a_language_and_then_a_task(runs, french, tongue, tmp_path, method):
 
 
 def test_a_new_task_learns(runs, tongue, tmp_path):
-    run = extended(runs("shared"), {"tongue": str(tongue)}, tmp_path / "new", steps=60, probe=200)
+    run = extended(runs("shared"), {"tongue": str(tongue)}, tmp_path / "new", probe=200)
     found = next(r for r in run.facts["results"] if (r["task"], r["label"], r["metric"]) == ("tongue", "", "accuracy"))
     assert found["estimate"] > 0.7  # two thirds are of one class
     assert run.facts["extended"]["newcomers"][0]["head"] == "tongue"
@@ -248,7 +255,7 @@ def test_the_command_line(runs, tmp_path):
     rows = [(t, y) for t, y, _ in tiny_rows(("fr",))]
     data, out = write_csv(tmp_path / "fr.csv", rows, ("body", "target")), tmp_path / "new"
     call = lambda *words: CliRunner().invoke(app, [str(word) for word in words])
-    quick = ["--steps", 8, "--batch", 8]
+    quick = ["--steps", 8, "--batch", 8, "--set", "evaluate_every=8"]
     said = call(
         "extend", runs("private").folder, data, "--text", "body", "--value", "language=fr", "--out", out, *quick
     )

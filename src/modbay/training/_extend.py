@@ -41,6 +41,7 @@ class Extending:
     old: list[Row]
     before: list[bytes]
     notes: list[str]
+    warnings: list[str]
 
 
 def ready_to_extend(asked: Extension, progress: Progress | None = None) -> Extending:
@@ -62,7 +63,7 @@ def ready_to_extend(asked: Extension, progress: Progress | None = None) -> Exten
     tasks = Tasks(known["kind"], known["kinds"], known["classes"], came.values, came.splits, came.files)
     survey = data.survey(came.splits)
     made = Ready(config, tasks, network, plan(config, tasks, network, examples, survey), survey, examples)
-    return Extending(asked, came, who, made, old, before, [*notes, *said])
+    return Extending(asked, came, who, made, old, before, [*notes, *said], [*notes, *came.notes])
 
 
 def extend(
@@ -141,7 +142,7 @@ def _facts(going: Extending, records: Any, curve: Any, command: str, seconds: di
         **out,
         "title": f"{run.facts.get('title', run.folder.name)} + {names}",
         "data": [*run.facts.get("data", []), *going.came.files],
-        "warnings": [*going.notes, *out["warnings"]],
+        "warnings": [*going.warnings, *out["warnings"]],
         "config": asked.dump(),
         "extended": {"run": str(run.folder), "newcomers": [asdict(one) for one in going.who], "notes": going.notes,
                      "rows": {part: len(rows) for part, rows in going.came.splits.items()}},

@@ -57,7 +57,8 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "network.json").is_file():
         partial = unfinished(folder)
-        more = f" It is unfinished: `modbay train --resume {folder}` goes on." if partial.is_dir() else ""
+        verb = "extend" if (partial / "extend.yaml").is_file() else "train"
+        more = f" It is unfinished: `modbay {verb} --resume {folder}` goes on." if partial.is_dir() else ""
         raise ConfigError(f"{folder}: this is no folder of a run (it has no network.json).{more}")
     asked = config(read_config(folder / "run.yaml"), str(folder / "run.yaml"))
     known = read_json(folder / "network.json")
