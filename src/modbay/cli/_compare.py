@@ -129,4 +129,5 @@ def figure(x: float | None, percent: bool, sign: str = "") -> str:
     """A number for the table, with a true minus."""
     if x is None:
         return "–"
-    return (f"{100 * x:{sign}.1f}" if percent else f"{x:{sign}.3f}").replace("-", "−")
+    shown = f"{100 * x:{sign}.1f}" if percent else f"{x:{sign}.3f}"
+    return shown.replace("-", "−") if any(digit in shown for digit in "123456789") else shown.lstrip("+-")

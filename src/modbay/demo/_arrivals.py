@@ -1,127 +1,182 @@
-"""A language that arrives later, with a few utterances an intent: what can be done, and what it costs the others.
+"""Two languages arrive, with a few utterances an intent: what can be done, and what it costs those that were there.
 
-Each way takes a model that the twelve have trained and makes it know the newcomer as well. Where it must leave
-the twelve alone, what they use is frozen; that their logits stay as they were is measured afterwards, not assumed.
+`modbay extend` adds modules; what it is measured against is here: tuning in place, from scratch, and TF-IDF.
 """
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any
 
-import torch
+from .. import data, training
+from ..data import Columns, Row, Splits, survey
+from ..metrics import Record, paired, records, table
+from ._data import ARRIVALS
+from ._write import SHOTS, Scale, write_csv
 
-import modbay as mb
-
-from ._encode import Assistant, Row, sample
-from ._train import by_language, fit
-from ._ways import SITES, groups, lora
-
-Open = Callable[[Assistant, str], Assistant]
-"""Makes a place for a newcomer in a model; what learns there requires gradients."""
+TASK = "train"  # a task is named as its file
+KINDS = {TASK: "classification"}
+BATCH = 16
+RATE = {"lr": 1e-3, "head_lr": 3e-3}  # as METHODS' were chosen, at 4 shots
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """One way to take a newcomer in.
+@dataclass
+class Way:
+    """A way to take newcomers in: its accuracy by (newcomer, shots), and what it did to the twelve."""
 
-    `start`: which trained way it starts from, "base" for none of them. `joins`: newcomers come into one model, one
-    after the other, since none touches what another uses. `lr` is of what learns in the encoder, gates or modules,
-    `head_lr` of the head.
-    """
-
-    name: str
     title: str
-    start: str
-    open: Open
-    lr: float
-    head_lr: float
-    joins: bool = True
+    cells: dict[tuple[str, int], Any] = field(default_factory=dict)
+    changed: int | None = None  # test rows of the others whose logits changed in any bit; None where none is involved
+    rows: int = 0
+    points: list[float] = field(default_factory=list)  # that the others lost or won, each time
+    learning: int = 0
+    seconds: float = 0.0
+
+    def told(self, said: Sequence[Record], k: int) -> None:
+        """Test records of newcomers after k shots."""
+        for value in dict.fromkeys(record.labels["language"] for record in said):
+            own = [record for record in said if record.labels["language"] == value]
+            cells = table(own, dict.fromkeys((r.task for r in own), "classification"), [])
+            self.cells[value, k] = next(cell for cell in cells if cell.metric == "accuracy" and not cell.label)
 
 
-def assign(bay: mb.Bay, label: str, *modules: str) -> None:
-    """From now on a label of the call means these modules."""
-    router = bay.state.router
-    assert isinstance(router, mb.ByLabel)
-    router.allocate(label, *modules)
+class Arrivals:
+    """All ways, over the runs of a comparison."""
+
+    def __init__(self, files: Path, joint: Path, out: Path, scale: Scale, seed: int):
+        self.data, self.joint, self.out, self.scale, self.seed = files, joint, out, scale, seed
+        self.proofs: list[dict[str, Any]] = []
+        self.against: dict[str, Any] = {}
+
+    def extended(self, title: str, method: str, more: dict[str, Any]) -> Way:
+        """`modbay extend`, by both newcomers at once."""
+        way = Way(title, changed=0)
+        for k in self.scale.shots:
+            asked = {"run": str(self.joint / f"{method}-{self.seed}"), "data": str(self.data / SHOTS.format(k=k)),
+                     "validation": 0.0, "test": str(self.data / "new-test.csv"), "batch": BATCH,
+                     "steps": len(ARRIVALS) * self.scale.few_steps, "seed": self.seed, **RATE, **more}  # fmt: skip
+            run = training.extend(training.extension(asked), self.out / f"{method}-{more.get('ways', 'both')}-{k}")
+            new = [r for r in records(run.folder / "predictions.jsonl") if r.labels["language"] in ARRIVALS]
+            way.told(new, k)
+            way.seconds += run.facts["time"]["train"]
+            way.learning = sum(row["learning"] for row in run.facts["parameters"]) // len(ARRIVALS)
+            said = run.facts["proof"][-1]
+            way.changed, way.rows = (way.changed or 0) + said["changed"], way.rows + said["rows"]
+            self.proofs.append({**said, "what": f"{title}, {k} shots: {said['what']}"})
+        return way
+
+    def in_place(self, title: str) -> Way:
+        """The shared module and head, tuned on a newcomer's rows: on a copy for each, as it changes what others use."""
+        way, run = Way(title, changed=0), training.open_run(self.joint / f"shared-{self.seed}")
+        old = training.read_tasks(run.config).splits.test
+        network = run.network()
+        before = training.all_logits(network, old)
+        was, now, name = answers(network, old, before), [], ""
+        for k in self.scale.shots:
+            for value in ARRIVALS:
+                rows, test = (
+                    [row for row in read(self.data / name) if row.labels["language"] == value]
+                    for name in (SHOTS.format(k=k), "new-test.csv")
+                )
+                began = perf_counter()
+                network = tuned(run, rows, self.scale.few_steps, self.seed, self.out / f"in-place-{value}-{k}")
+                way.seconds += perf_counter() - began
+                way.told(training.predict(network, test), k)
+                after = training.all_logits(network, old)
+                way.changed = (way.changed or 0) + training.changed(before, after)
+                way.rows += len(old)
+                now, name = answers(network, old, after), f"the same before {value} was tuned into it, {k} shots"
+                way.points.append(100 * (accuracy(now) - accuracy(was)))
+                way.learning = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
+        differ = paired(now, was, KINDS, ["language"], metrics=["accuracy"])
+        self.against = {"name": name, "rows": [asdict(one) for one in differ]}
+        return way
+
+    def scratch(self, title: str) -> Way:
+        """`modbay train` on the newcomers alone, as two tasks that share nothing."""
+        way, joint = Way(title), training.open_run(self.joint / f"shared-{self.seed}").config
+        for k in self.scale.shots:
+            rows, test = (parted(self.data / name, self.out) for name in (SHOTS.format(k=k), "new-test.csv"))
+            given = joint.dump() | {
+                "data": {value: {"path": rows[value], "test": test[value]} for value in ARRIVALS},
+                "by": {}, "validation": 0.0, "method": "private", "probe": 0, "batch": BATCH, "lr": 3e-3,
+                "head_lr": 3e-3, "steps": len(ARRIVALS) * self.scale.few_steps, "seed": self.seed,
+            }  # fmt: skip
+            given.pop("test")
+            run = training.train(training.config(given), self.out / f"scratch-{k}")
+            said = records(run.folder / "predictions.jsonl")
+            way.told([replace(one, labels={"language": one.task}) for one in said], k)
+            way.seconds += run.facts["time"]["train"]
+            way.learning = sum(row["learning"] for row in run.facts["parameters"]) // len(ARRIVALS)
+        return way
+
+    def tfidf(self, alone: str, again: str) -> list[Way]:
+        """TF-IDF by a newcomer's rows alone, and by all rows once more, with what validation chose for the twelve."""
+        one, every = Way(alone), Way(again)
+        old = training.read_tasks(training.open_run(self.joint / f"shared-{self.seed}").config).splits
+        was = records(self.joint / f"tfidf-{self.seed}/predictions.jsonl")
+        test = read(self.data / "new-test.csv")
+        for k in self.scale.shots:
+            few = read(self.data / SHOTS.format(k=k))
+            for way, name, each, train in (
+                (one, "tfidf-each", "language", few),
+                (every, "tfidf", None, [*old.train, *few]),
+            ):
+                chosen = json.loads((self.joint / f"{name}-{self.seed}/run.json").read_text(encoding="utf-8"))["config"]
+                asked = test if each else [*old.test, *test]
+                began = perf_counter()
+                said, way.learning = training.linear(train, asked, KINDS, each, chosen["features"], chosen["penalty"])
+                way.seconds += perf_counter() - began
+                way.told(said[len(asked) - len(test) :], k)
+                if not each:
+                    way.points.append(100 * (accuracy(said[: len(old.test)]) - accuracy(was)))
+        one.learning //= len(ARRIVALS)
+        return [one, every]
 
 
-def _frozen(model: Assistant) -> tuple[mb.Bay, mb.Bay]:
-    """The two bays of a model, all that is in them frozen."""
-    bays = mb.bays(model)
-    return bays["language"].freeze(), bays["head"].freeze()
+def accuracy(said: Sequence[Record]) -> float:
+    """The mean over languages."""
+    right: dict[str, list[bool]] = {}
+    for one in said:
+        right.setdefault(one.labels["language"], []).append(one.prediction == one.target)
+    return fmean(fmean(several) for several in right.values())
 
 
-def own_head(model: Assistant, language: str) -> Assistant:
-    """The shared module as it is, under a copy of the twelve's head for the newcomer alone."""
-    bay, head = _frozen(model)
-    assign(bay, language, "shared")
-    head.add(language, mb.Full())
-    assign(head, language, language)
-    with torch.no_grad():
-        for new, old in zip(head.parameters(language), head.parameters("twelve"), strict=True):
-            new.copy_(old)
-    return model
+def read(path: Path) -> list[Row]:
+    """The rows of one of the demo's files."""
+    return data.read(path, Columns("text", "intent", {"language": "language"}), "classification", TASK)
 
 
-def own_module(model: Assistant, language: str) -> Assistant:
-    """A new module on the shared one, and a copy of the head."""
-    own_head(model, language)
-    bay = mb.bays(model)["language"].add(language, lora())
-    assign(bay, language, "shared", language)
-    return model
+def parted(path: Path, out: Path) -> dict[str, str]:
+    """A file for each newcomer."""
+    found = {}
+    for value in ARRIVALS:
+        rows = [(row.text, row.target, value) for row in read(path) if row.labels["language"] == value]
+        found[value] = str(write_csv(out / "scratch" / f"{value}-{path.name}", rows))
+    return found
 
 
-def in_place(model: Assistant, language: str) -> Assistant:
-    """The twelve's own shared module and head, tuned."""
-    bay, head = _frozen(model)
-    assign(bay, language, "shared")
-    assign(head, language, "twelve")
-    bay.unfreeze("shared")
-    head.unfreeze("twelve")
-    return model
+def tuned(run: training.Run, rows: Sequence[Row], steps: int, seed: int, folder: Path) -> Any:
+    """A run's network with all of its modules and heads trained on, by rows that it can route."""
+    network = run.network()
+    config = run.config.model_copy(
+        update={"steps": steps, "batch": BATCH, "seed": seed, "evaluate_every": steps, **RATE}
+    )
+    tasks = training.Tasks(run.known["kind"], run.known["kinds"], run.known["classes"], {}, Splits(list(rows)), [])
+    examples = network.encoder.encode(rows, [network.routes.of(row, network.keywords) for row in rows])
+    training.fit(training.Ready(config, tasks, network, {}, survey(tasks.splits), examples), folder, training.Silent())
+    shutil.rmtree(folder)
+    return network
 
 
-def from_scratch(base: Assistant, language: str) -> Assistant:
-    """A new module and a new head on the bare base: nothing of the twelve."""
-    mb.attach(base, SITES, {language: lora()}, name="language")
-    mb.attach(base, "head", {language: mb.Head(base.head.out_features)}, mb.ByLabel("language"), name="head")
-    return base
-
-
-def routing_only(model: Assistant, language: str) -> Assistant:
-    """Gates on the skills that are there: eight numbers."""
-    bay, head = _frozen(model)
-    skills = bay.state.router
-    assert isinstance(skills, mb.Skills)
-    quiet(lambda: skills.extend(language))
-    skills.requires_grad_(True)
-    assign(head, language, "twelve")
-    return model
-
-
-def quiet(run: Callable[[], object]) -> None:
-    """Run without modbay's word to those who have an optimiser already: here it is made afterwards."""
-    log = logging.getLogger("modbay")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        run()
-    finally:
-        log.setLevel(before)
-
-
-# Rates: the best on development of those in benchmarks/_demo_settings.py, k = 4, the mean of the newcomers, seed 0.
-MODULE = Arrival("module", "New module, own head", "shared-and-language", own_module, 1e-3, 3e-3)
-HEAD = Arrival("head", "Own head alone", "shared-and-language", own_head, 0.0, 3e-3)
-IN_PLACE = Arrival("in-place", "Shared tuned in place", "shared-and-language", in_place, 1e-3, 3e-3, joins=False)
-SCRATCH = Arrival("scratch", "From scratch", "base", from_scratch, 3e-3, 3e-3, joins=False)
-ROUTING = Arrival("routing", "Routing only (Polytropon)", "polytropon", routing_only, 3e-2, 0.0)
-ARRIVALS = (MODULE, HEAD, IN_PLACE, SCRATCH, ROUTING)
-
-
-def arrive(way: Arrival, model: Assistant, language: str, few: Sequence[Row], steps: int, seed: int) -> Assistant:
-    """Take a newcomer into the model by its few rows."""
-    torch.manual_seed(seed)
-    way.open(model, language)
-    learns = groups(model, way.lr, way.head_lr, router_lr=way.lr)
-    return fit(model, sample(few, steps, size=16, seed=seed), learns, steps, call=by_language)  # type: ignore[return-value]
+def answers(network: Any, rows: Sequence[Row], logits: Sequence[Any]) -> list[Record]:
+    """What logits say of rows."""
+    names = network.encoder.classes[TASK]
+    return [
+        Record(row.where, row.task, dict(row.labels), str(row.target), names[int(one.argmax())])
+        for row, one in zip(rows, logits, strict=True)
+    ]

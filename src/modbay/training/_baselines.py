@@ -6,7 +6,7 @@ model: Jurafsky and Martin, "Speech and Language Processing", chapter 3.
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from statistics import fmean
@@ -132,7 +132,7 @@ def _chosen(tasks: Tasks, each: str | None, by: str | None) -> Said:
 
     def learned(features: str, penalty: float) -> tuple[list[Record], int]:
         if (features, penalty) not in tried:
-            tried[features, penalty] = _learn(splits.train, asked, tasks, each, features, penalty)
+            tried[features, penalty] = linear(splits.train, asked, tasks.kinds, each, features, penalty)
         return tried[features, penalty]
 
     def how_good(features: str, penalty: float) -> float:
@@ -147,10 +147,18 @@ def _chosen(tasks: Tasks, each: str | None, by: str | None) -> Said:
     return Said(records[len(splits.validation) :], parameters, {"features": features, "penalty": penalty})
 
 
-def _learn(
-    train: Sequence[Row], test: Sequence[Row], tasks: Tasks, each: str | None, features: str, penalty: float
+def linear(
+    train: Sequence[Row],
+    test: Sequence[Row],
+    kinds: Mapping[str, str],
+    each: str | None,
+    features: str,
+    penalty: float,
 ) -> tuple[list[Record], int]:
-    """(records of the test rows, weights); a value of `each` without training rows is told by all of its task."""
+    """(records of the test rows, weights) of a linear model on TF-IDF for each task, and for each value of `each`.
+
+    A value without training rows is told by all rows of its task.
+    """
     groups: dict[Group, list[Row]] = defaultdict(list)
     for row in train:
         groups[_group(row, each)].append(row)
@@ -161,7 +169,7 @@ def _learn(
     weights = 0
     for (task, value), places in asked.items():
         own = groups.get((task, value)) or [row for row in train if row.task == task]
-        said, count = _one(own, [test[i] for i in places], tasks.kinds[task], features, penalty)
+        said, count = _one(own, [test[i] for i in places], kinds[task], features, penalty)
         weights += count
         for i, record in zip(places, said, strict=True):
             records[i] = record

@@ -62,10 +62,10 @@ def _taken(found, gaps, costs, metric: str, best: str, take: str, tie: Sequence[
             f"it; {rest} {'are' if len(tie) > 2 else 'is'} as good as far as this shows."
         )
     more = [title(name) for name in tie if name not in (best, take)]
-    also = f" Nor are {_names(more)}." if len(more) > 1 else f" Nor is {_names(more)}." if more else ""
+    also = f" {_names(more)} {'are' if len(more) > 1 else 'is'} not shown to differ from that, either." if more else ""
     return (
         f"Take “{title(take)}” ({figure}): the cheapest of those not shown to differ from the best estimate, “"
-        f"{title(best)}” ({_figure(found[best], metric)}), which is {_gap(gaps[best, take], metric)} away.{also}"
+        f"{title(best)}” ({_figure(found[best], metric)}); the difference is {_gap(gaps[best, take], metric)}.{also}"
     )
 
 
