@@ -189,7 +189,8 @@ def batch(run, task):
 
 def test_what_all_rows_share_stays_under_the_new_module(trained, rows, tmp_path):
     run = trained("shared+private", steps=2)
-    made = training.adapt(run, rows, tmp_path / "new", value="language=pt", steps=1, ways=["average"])
+    made = training.adapt(run, rows, tmp_path / "new", value="language=pt", steps=1, ways=["average"], head="kept")
+    assert made.facts["adapt"]["head"] == "said" and "said-pt" not in bays(made.network().model)["heads"].names()
     assert made.facts["adapt"]["always"] == ["shared"]
     assert set(made.facts["adapt"]["from"]) == {"en", "de", "odd"}
     network = made.network()
@@ -201,7 +202,7 @@ def test_what_all_rows_share_stays_under_the_new_module(trained, rows, tmp_path)
 def test_a_new_task_that_is_measured(trained, tmp_path):
     rows = [(text, str(5 + len(text) / 10)) for text, *_ in tiny_rows(("en",), 4, 5)]
     file = write_csv(tmp_path / "length.csv", rows, ("text", "target"))
-    made = training.adapt(trained("private"), str(file), tmp_path / "new", kind="regression", folds=2, steps=4,
+    made = training.adapt(trained("private"), str(file), tmp_path / "new", kind="regression", folds=2, steps=2,
                           test=0.5, ways=["lorahub", "nearest"])  # fmt: skip
     assert made.known["kinds"]["length"] == "regression" and "length" not in made.known["classes"]
     assert made.facts["compare"]["metric"].startswith("1 − |error| / deviation")
@@ -231,6 +232,7 @@ def test_other_kinds(tiny_base, tmp_path, kind):
         ({"ways": ["nearist"]}, ConfigError, "no 'nearist'"),
         ({"folds": 1}, ConfigError, "folds=1"),
         ({"shots": 0}, ConfigError, "shots=0"),
+        ({"head": "own"}, ConfigError, "head='own'"),
         ({"test": 1.5}, ConfigError, "test=1.5"),
         ({"value": "language=en"}, ConfigError, "knows that language already"),
         ({"value": "colour=red"}, ConfigError, "'language'"),

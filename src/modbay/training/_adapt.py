@@ -48,7 +48,7 @@ def adapt(
     run: Run | str | Path, source: str, out: str | Path, *, ways: Sequence[str] | None = None, task: str | None = None,
     value: str | None = None, shots: int | None = None, folds: int = 4, steps: int = STEPS, lr: float | None = None,
     test: str | float | None = None, text: Any = None, target: str | None = None, kind: str | None = None,
-    seed: int = 0, progress: Progress | None = None, command: str = "",
+    head: str = "tuned", seed: int = 0, progress: Progress | None = None, command: str = "",
 ) -> Run:  # fmt: skip
     """Try ways to serve what is new, take one by cross-validation, and write the run with it to the folder `out`.
 
@@ -57,14 +57,15 @@ def adapt(
     shots: rows of each class that are used. folds, steps, lr: of cross-validation, and of each training, alike for all
     ways; the rate is the run's if none is given.
     test: a share of the rows, or a file, to judge by; without it there are the figures of cross-validation alone.
-    text, target, kind: columns and kind, where they are not the run's.
+    text, target, kind: columns and kind, where they are not the run's. head: of a known task, "tuned", a copy of it
+    learns with every way, or "kept". A new task's starts as a linear probe, and learns.
 
     The old rows' logits stay bit for bit, as is seen on what was written: facts["proof"]. Raises ConfigError or
     DataError for what can't be done, ProofError if a bit changed; then nothing is left behind.
     """
     progress, out, began = progress or Silent(), free(Path(out)), time.perf_counter()
     run = run if isinstance(run, Run) else open_run(run)
-    asked = wanted(ways, folds, steps)
+    asked = wanted(ways, folds, steps, head)
     with progress.stage("Read the data"):
         who = read_newcomer(run, source, task=task, value=value, text=text, target=target, kind=kind, test=test,
                             shots=shots, seed=seed)  # fmt: skip
@@ -77,14 +78,14 @@ def adapt(
     place = make_place(network, run, modules, who)
     config = run.config if lr is None else run.config.model_copy(update={"lr": lr, "head_lr": None})
     bench = Bench(network, config, who.few, modules.bay, modules.names, place.arrival, place.head, place.own,
-                  steps, folds, seed)  # fmt: skip
+                  head == "kept", steps, folds, seed)  # fmt: skip
     with frozen(network.model):
         trials = compare(bench, asked, progress)
         way, verdict = decide(trials, asked)
         with progress.stage(f"Train: {way}"):
             found = WAYS[way].find(bench, range(len(who.few)))
             bench.install(found.module, found.head)
-    if not WAYS[way].tunes:
+    if bench.keeps:
         keep_own_head(network, place)
     records = predict(network, who.test, progress=progress, what="Test") if who.test else []
     said = facts(run, network, who, trials, way, verdict, found, modules) | {"command": command, "seed": seed}
@@ -115,12 +116,14 @@ def proved(before: Sequence[bytes], after: Sequence[bytes], what: str) -> dict[s
     return said
 
 
-def wanted(ways: Sequence[str] | None, folds: int, steps: int) -> list[str]:
+def wanted(ways: Sequence[str] | None, folds: int, steps: int, head: str) -> list[str]:
     """The ways by name; raises ConfigError for one that there is not, and for numbers that can't be."""
     asked = list(dict.fromkeys(ways)) if ways else list(WAYS)
     unknown = [way for way in asked if way not in WAYS]
     if unknown:
         raise ConfigError(f"ways: there are no {listed(unknown)}; there are {listed(WAYS)}.")
+    if head not in ("tuned", "kept"):
+        raise ConfigError(f"head={head!r}: 'tuned' or 'kept'.")
     if folds < 2 or steps < 1:
         raise ConfigError(f"folds={folds}, steps={steps}: two folds or more, and one step or more.")
     return asked

@@ -29,13 +29,13 @@ class Bench:
     """The few rows, in a network whose bay `arrivals` has a module for them, and where a head is, one for them.
 
     modules: what `source` has, by name; stack: their parameters, (n, …) each; fresh: a new module's. own: the head of a
-    task that is known already; None for a new task's.
+    task that is known already; None for a new task's. keeps: whether that head stays as it is.
     """
 
     def __init__(
         self, network: Network, config: Config, rows: Sequence[Row], source: Bay, names: Sequence[str],
         arrival: tuple[Bay, str], head: tuple[Bay, str] | None = None, own: str | None = None,
-        steps: int = 100, k: int = 4, seed: int = 0,
+        keeps: bool = False, steps: int = 60, k: int = 4, seed: int = 0,
     ):  # fmt: skip
         self.network, self.config, self.rows = network, config, list(rows)
         self.steps, self.k, self.seed = steps, k, seed
@@ -47,6 +47,7 @@ class Bench:
         self.stack = stacked(self.modules)
         self.head_slots = {} if head is None else {key: at[id(p)] for key, p in parameters(*head).items()}
         self.own = copied(head[0], own) if head is not None and own is not None else None
+        self.keeps = keeps and self.own is not None
         self.examples = network.encoder.encode(rows, [network.routes.of(row, network.keywords) for row in rows])
 
     @property

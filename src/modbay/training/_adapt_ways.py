@@ -31,20 +31,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Way:
-    """A way by name. tunes: whether it learns a module's parameters, not just which modules there are."""
+    """A way by name, with a title for tables."""
 
     name: str
     title: str
     find: Callable[[Bench, Sequence[int]], Found]
-    tunes: bool
 
 
 def routed(bench: Bench, places: Sequence[int], weigh: Callable[[Tensor], Tensor]) -> Found:
-    """Gates z over frozen modules, φ = Σ_i weigh(z)_i φ_i, learned with a new task's head; a known head is kept."""
+    """Gates z over frozen modules, φ = Σ_i weigh(z)_i φ_i, learned with the head."""
     gates = torch.zeros(len(bench.modules), device=bench.network.device, requires_grad=True)
     made = lambda: mixed(bench.stack, weigh(gates))
     head = start_head(bench, {k: v.detach() for k, v in made().items()}, places)
-    learned = learning(head) if bench.own is None else {}
+    learned = {} if bench.keeps else learning(head)
     descend(bench, made, {**head, **learned}, [{"params": [gates], "lr": GATES}, *rates(bench, learned)], places)
     weights = weigh(gates).detach()
     trained = gates.numel() + sum(p.numel() for p in learned.values())
@@ -52,23 +51,30 @@ def routed(bench: Bench, places: Sequence[int], weigh: Callable[[Tensor], Tensor
 
 
 def lorahub(bench: Bench, places: Sequence[int]) -> Found:
-    """Weights within ±1.5 by search, without a gradient; the loss is of a head that is kept, or probed at each try."""
+    """Weights within ±1.5 by search, without a gradient; the loss is of the known head, or of one probed at each try.
+
+    Then the head learns under the module that was found: the paper's models have none.
+    """
     device = bench.network.device
     mix = lambda weights: mixed(bench.stack, torch.tensor(weights, device=device))
     weights = search(lambda w: zero_shot(bench, mix(w), places), len(bench.modules), bench.steps)
     module = mix(weights)
     head = start_head(bench, module, places)
-    trained = len(weights) + (sum(p.numel() for p in head.values()) if bench.own is None else 0)
-    return Found(module, head, trained, named(bench, weights))
+    learned = {} if bench.keeps else learning(head)
+    if learned:
+        descend(bench, lambda: module, learned, rates(bench, learned), places)
+    trained = len(weights) + sum(p.numel() for p in learned.values())
+    return Found(module, {**head, **detached(learned)}, trained, named(bench, weights))
 
 
 def tuned(bench: Bench, places: Sequence[int], start: Tensors, weights: dict[str, float]) -> Found:
-    """A module that starts somewhere, and a head, learn together."""
-    module, head = learning(start), learning(start_head(bench, start, places))
-    groups = [{"params": list(module.values()), "lr": bench.config.lr}, *rates(bench, head)]
-    descend(bench, lambda: module, head, groups, places)
-    trained = sum(p.numel() for p in [*module.values(), *head.values()])
-    return Found(detached(module), detached(head), trained, weights)
+    """A module that starts somewhere, and the head, learn together."""
+    module, head = learning(start), start_head(bench, start, places)
+    learned = {} if bench.keeps else learning(head)
+    groups = [{"params": list(module.values()), "lr": bench.config.lr}, *rates(bench, learned)]
+    descend(bench, lambda: module, {**head, **learned}, groups, places)
+    trained = sum(p.numel() for p in [*module.values(), *learned.values()])
+    return Found(detached(module), {**head, **detached(learned)}, trained, weights)
 
 
 def average(bench: Bench, places: Sequence[int]) -> Found:
@@ -93,12 +99,12 @@ def scratch(bench: Bench, places: Sequence[int]) -> Found:
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        Way("routing-sigmoid", "Routing, sigmoid gates", lambda b, p: routed(b, p, sigmoid_weights), False),
-        Way("routing-softmax", "Routing, softmax", lambda b, p: routed(b, p, softmax_weights), False),
-        Way("lorahub", "Weights by search", lorahub, False),
-        Way("average", "Average, then tuned", average, True),
-        Way("nearest", "Nearest, then tuned", nearest, True),
-        Way("scratch", "A new module", scratch, True),
+        Way("routing-sigmoid", "Routing, sigmoid gates", lambda b, p: routed(b, p, sigmoid_weights)),
+        Way("routing-softmax", "Routing, softmax", lambda b, p: routed(b, p, softmax_weights)),
+        Way("lorahub", "Weights by search", lorahub),
+        Way("average", "Average, then tuned", average),
+        Way("nearest", "Nearest, then tuned", nearest),
+        Way("scratch", "A new module", scratch),
     )
 }
 
