@@ -348,6 +348,9 @@ def adapt(
     text: Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The column of what is to be told.")] = None,
     kind: Annotated[str | None, typer.Option("--kind", help="Of a new task: classification, regression …")] = None,
+    head: Annotated[
+        str, typer.Option("--head", help="A known task's: tuned, a copy learns with every way; or kept.")
+    ] = "tuned",
     seed: Annotated[int, typer.Option("--seed", help="Of draws, folds and initialisation.")] = 0,
     json: Json = False,
 ) -> None:
@@ -371,7 +374,8 @@ def adapt(
 
     given = {
         "task": task, "value": value, "shots": shots, "folds": folds, "steps": steps, "lr": lr,
-        "test": test, "text": _texts(text), "target": target, "kind": kind, "seed": seed,
+        "test": test, "text": _texts(text), "target": target, "kind": kind, "head": head,
+        "seed": seed,
     }  # fmt: skip
     adapted(run, data, out, ways, given, json)
 
