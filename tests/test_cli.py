@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -189,3 +190,10 @@ def test_nothing_is_drawn_by_looking():
     state = torch.get_rng_state()
     call("methods")
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_help_of_train_names_every_argument():
+    from modbay.training import Config
+
+    said = CliRunner().invoke(app, ["train", "--help"]).stdout
+    assert [name for name in Config.model_fields if not re.search(rf"\b{name}\b", said)] == []

@@ -102,6 +102,15 @@ def train(
 
     Rows are split by share unless files are given; the same text never stands on both sides. The base stays as it is:
     what learns is in modules, and a run's folder holds those alone.
+
+    \b
+    By --set, or in the YAML, also (python -c "help('modbay.training.Config')" explains each):
+    data     group, streaming, buffer, max_length
+    method   options, bays                        {skills: 4}; bays spelled out: see modbay methods
+    learning router_lr, head_lr, warmup, weight_decay, clip, dropout, accumulate, bf16, checkpointing
+    draws    sampling (proportional, temperature, uniform), temperature
+    heads    pool (mean, max, first, last), hidden, standardise, probe
+    course   evaluate_every, save_every, keep (best, last), revision
     """
     from ._train import run
 
