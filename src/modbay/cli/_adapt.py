@@ -64,7 +64,7 @@ def show(done: training.Run) -> None:
         more = f" … ({len(weights)} in all)" if len(weights) > 6 else ""
         out.print(f"from: {', '.join(f'{name} {w:.2f}' for name, w in weights[:6])}{more}", soft_wrap=True)
     proof = facts["proof"][-1]
-    out.print(f"{proof['rows']:,} {proof['what']}: {proof['changed'] or 'none'} changed", soft_wrap=True)
+    out.print(f"Proof: {proof['what']}: none of {proof['rows']:,} rows changed.", soft_wrap=True)
     if not came["tested"]:
         out.print("No test rows were given (--test): the figures of cross-validation are all there is.")
         return
