@@ -49,11 +49,11 @@ def test_who_was_there_is_the_same_to_the_bit_where_modules_are_added(results: d
         assert not way[title].points
 
 
-def test_tuning_in_place_changes_every_row_and_the_proof_would_see_it(results: demo.Results, way) -> None:
+def test_tuning_in_place_changes_every_row(results: demo.Results, way) -> None:
     one = way[IN_PLACE]
     assert one.changed == one.rows == 3 * SMOKE.held_out * len(SMOKE.shots) * len(NEW)
     assert len(one.points) == len(SMOKE.shots) * len(NEW)
-    assert [row["changed"] for row in results.facts["proof"]] == [0, 0, 0, one.rows]
+    assert [row["changed"] for row in results.facts["proof"]] == [0, 0, 0]
 
 
 def test_from_scratch_involves_nobody(way) -> None:

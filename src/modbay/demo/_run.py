@@ -56,7 +56,7 @@ def run(out: Path, smoke: bool = False, seed: int = 0, progress: training.Progre
             made = way(title)
         ways += made if isinstance(made, list) else [made]
     whole = perf_counter() - began
-    facts |= {"shots": shots(ways, scale), "proof": proofs(arrivals, ways), "against": arrivals.against}
+    facts |= {"shots": shots(ways, scale), "proof": arrivals.proofs, "against": arrivals.against}
     facts |= {"title": "A voice assistant in twelve languages; two arrive later", "seconds": round(whole, 1)}
     (out / "demo.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     report.write(out / "report.html", facts)
@@ -83,13 +83,3 @@ def shots(ways: list[Way], scale: Scale) -> dict[str, Any]:
             spans = {"low": [cell.low for cell in cells], "high": [cell.high for cell in cells]}
             rows.append({"way": way.title, "value": value, "estimates": [cell.estimate for cell in cells], **spans})
     return {"metric": "accuracy", "shots": list(scale.shots), "rows": rows}
-
-
-def proofs(arrivals: Arrivals, ways: list[Way]) -> list[dict[str, Any]]:
-    """Of each extension; and that the same test sees it where the others are touched."""
-    touched = [way for way in ways if way.changed]
-    more = [
-        {"what": f"{way.title}: the same rows, for contrast", "rows": way.rows, "changed": way.changed}
-        for way in touched
-    ]
-    return [*arrivals.proofs, *more]

@@ -20,7 +20,7 @@ from ._table import Sample, centred, quantiles, resampled, stream
 Runs = Mapping[str, Sequence[Sequence[Record]]]
 """The test records of each method, those of one seed after those of another."""
 
-DRAWS = 5000
+DRAWS = 10_000
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ def compare(facts: Facts) -> Safe | None:
     made: Mapping[str, Any] = facts["compare"]
     metric = str(made.get("metric") or "")
     titles = {str(row.get("method", "")): _title(row) for row in methods}
-    reference = _reference(methods)
+    reference = str(made.get("reference") or _reference(methods))
     parts = [_methods(methods, metric, reference, titles.get(reference, reference)), _pairs(methods, metric, titles)]
     parts.append(_by_value(methods, metric))
     lead = _lead(methods, titles.get(reference, reference)) + (

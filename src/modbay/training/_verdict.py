@@ -70,15 +70,17 @@ def _taken(found, gaps, costs, metric: str, best: str, take: str, tie: Sequence[
 
 
 def _beside(found, gaps, costs, metric: str, reference: str, known: Sequence[str], level: float) -> str:
-    """What differs from the reference."""
-    sides: dict[str, list[str]] = {"better": [], "worse": [], "not shown to differ": []}
-    for name in known:
-        if name != reference and (gap := gaps.get((name, reference))):
-            better = (gap.difference > 0) != (metric in LOWER)
-            side = ("better" if better else "worse") if differ(gap, level) else "not shown to differ"
-            sides[side].append(costs[name].title)
+    """What is shown to differ from the reference, and how many are not."""
+    sides: dict[str, list[str]] = {"better": [], "worse": []}
+    others = [name for name in known if name != reference]
+    for name in others:
+        gap = gaps.get((name, reference))
+        if differ(gap, level):
+            sides["better" if (gap.difference > 0) != (metric in LOWER) else "worse"].append(costs[name].title)
+    rest = len(others) - sum(map(len, sides.values()))
     parts = [f"{_names(names)} {'are' if len(names) > 1 else 'is'} {side}" for side, names in sides.items() if names]
-    return f"Against “{costs[reference].title}”: {'; '.join(parts)}."
+    none = f"none of the other {rest} is shown to differ" if parts else f"none of the {rest} is shown to differ"
+    return f"Against “{costs[reference].title}”: {'; '.join([*parts, *([none] if rest else [])])}."
 
 
 def _names(titles: Sequence[str]) -> str:
