@@ -14,9 +14,9 @@ from modbay.attach import bays
 from modbay.cli import app
 from modbay.data import Row
 from modbay.errors import CompositionError, ConfigError, DataError
-from modbay.training._adapt_bench import copied
-from modbay.training._adapt_head import probe, probed
-from modbay.training._adapt_mix import (
+from modbay.training.adapting._bench import copied
+from modbay.training.adapting._head import probe, probed
+from modbay.training.adapting._mix import (
     alike,
     choose,
     folds,

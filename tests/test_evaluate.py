@@ -18,7 +18,7 @@ from conftest import tiny_rows, write_csv
 from modbay import data, metrics, training
 from modbay.cli import app
 from modbay.errors import ConfigError
-from modbay.training import _evaluate, _tell
+from modbay.training.evaluation import _evaluate, _tell
 
 FAST = {"steps": 4, "batch": 8, "probe": 40, "lr": 3e-3, "evaluate_every": 4, "save_every": 4}
 

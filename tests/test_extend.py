@@ -16,8 +16,8 @@ from conftest import tiny_rows, write_csv
 from modbay import training
 from modbay.cli import app
 from modbay.errors import ConfigError, DataError, ProofError
-from modbay.training import _extend as extending
-from modbay.training import _newcomers as reading
+from modbay.training.extending import _extend as extending
+from modbay.training.extending import _newcomers as reading
 
 FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3, "evaluate_every": 8, "save_every": 8}
 

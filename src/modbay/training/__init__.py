@@ -1,7 +1,5 @@
 """Training: a run from labelled data to a folder with its modules, and what can be done with such a folder."""
 
-from ._adapt import adapt as adapt
-from ._adapt_ways import WAYS as WAYS
 from ._baselines import linear as linear
 from ._build import bare_network as bare_network
 from ._compare import Compared as Compared
@@ -13,19 +11,10 @@ from ._comparison import comparison as comparison
 from ._config import Config as Config
 from ._config import config as config
 from ._config import read_config as read_config
-from ._evaluate import Evaluation as Evaluation
-from ._evaluate import evaluate as evaluate
-from ._evaluate import own_routing as own_routing
-from ._evaluate import write_evaluation as write_evaluation
-from ._extend import extend as extend
-from ._extend import ready_to_extend as ready_to_extend
-from ._extension import Extension as Extension
-from ._extension import extension as extension
 from ._fit import Ready as Ready
 from ._fit import fit as fit
 from ._fit import ready as ready
 from ._fit import train as train
-from ._given import Reading as Reading
 from ._new import free as free
 from ._new import new_folder as new_folder
 from ._predict import all_logits as all_logits
@@ -38,5 +27,16 @@ from ._run import open_run as open_run
 from ._run import unfinished as unfinished
 from ._tasks import Tasks as Tasks
 from ._tasks import read_tasks as read_tasks
-from ._tell import tell_files as tell_files
-from ._tell import tell_rows as tell_rows
+from .adapting import WAYS as WAYS
+from .adapting import adapt as adapt
+from .evaluation import Evaluation as Evaluation
+from .evaluation import Reading as Reading
+from .evaluation import evaluate as evaluate
+from .evaluation import own_routing as own_routing
+from .evaluation import tell_files as tell_files
+from .evaluation import tell_rows as tell_rows
+from .evaluation import write_evaluation as write_evaluation
+from .extending import Extension as Extension
+from .extending import extend as extend
+from .extending import extension as extension
+from .extending import ready_to_extend as ready_to_extend

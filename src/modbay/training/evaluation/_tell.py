@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from .. import data
-from ..data import Row
-from ..errors import ConfigError, listed
-from ..metrics import Record
-from ._build import Network
+from ... import data
+from ...data import Row
+from ...errors import ConfigError, listed
+from ...metrics import Record
+from .._build import Network
+from .._predict import batches, moved, predict
+from .._progress import Progress, Silent
+from .._run import Run
 from ._given import Given, Reading, routed_by, routes
-from ._predict import batches, moved, predict
-from ._progress import Progress, Silent
-from ._run import Run
 
 CHUNK = 1024  # rows in memory: batches are of like lengths within them
 DIGITS = 6

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from .. import data
-from ..data import Columns, Row, Splits
-from ..errors import ConfigError, listed
-from ..metrics import records
-from ._config import Config, Source
+from ... import data
+from ...data import Columns, Row, Splits
+from ...errors import ConfigError, listed
+from ...metrics import records
+from .._config import Config, Source
+from .._run import Run
+from .._tasks import classes_of, named, network_kind, read_tasks
 from ._extension import Extension, arrived
-from ._run import Run
-from ._tasks import classes_of, named, network_kind, read_tasks
 
 FEW = {"validation": 16, "test": 4}  # rows a class up to which none is set aside, unless that is said
 

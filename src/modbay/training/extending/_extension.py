@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, listed
-from ._build import method_of
-from ._config import Config, Source, config
-from ._run import Run, open_run, read_json
-from ._tasks import absolute
+from ...errors import ConfigError, listed
+from .._build import method_of
+from .._config import Config, Source, config
+from .._run import Run, open_run, read_json
+from .._tasks import absolute
 
 WAYS = ("both", "module", "head")
 OWN = ("run", "data", "task", "fixed", "shots", "on", "ways")

@@ -14,8 +14,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ..errors import CompositionError
-from ..metrics import Record
+from ...errors import CompositionError
+from ...metrics import Record
 
 Tensors = Mapping[str, Tensor]
 """A module's parameters at all its sites, by name."""

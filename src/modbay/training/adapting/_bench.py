@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..attach import Bay
-from ..data import Row
-from ._adapt_mix import Tensors, alike, folds, row_score, stacked
-from ._base import TextModel
-from ._build import Network
-from ._config import Config
-from ._encode import IGNORED
-from ._loss import logits_of, row_losses
-from ._predict import moved, predict
+from ...attach import Bay
+from ...data import Row
+from .._base import TextModel
+from .._build import Network
+from .._config import Config
+from .._encode import IGNORED
+from .._loss import logits_of, row_losses
+from .._predict import moved, predict
+from ._mix import Tensors, alike, folds, row_score, stacked
 
 TOGETHER = 64  # rows a pass where nothing learns
 

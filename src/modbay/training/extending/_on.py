@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
-from ..abstract import Router
-from ..attach import Bay, bays
-from ..data import Row
-from ..errors import ConfigError, listed
-from ..routing import ByLabel
-from ._build import Network
+from ...abstract import Router
+from ...attach import Bay, bays
+from ...data import Row
+from ...errors import ConfigError, listed
+from ...routing import ByLabel
+from .._build import Network
+from .._predict import predict
+from .._probe import probe
+from .._progress import Progress, Silent
+from .._routes import HEADS
 from ._extension import Extension
 from ._newcomers import Newcomers
-from ._predict import predict
-from ._probe import probe
-from ._progress import Progress, Silent
-from ._routes import HEADS
 
 LOOK = 512  # rows by which the nearest is found
 AVERAGE = "average-of-all"  # a module's name

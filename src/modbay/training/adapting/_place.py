@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 
-from ..attach import Bay, attach, bays
-from ..data import slug
-from ..errors import ConfigError, listed
-from ..modules import Head
-from ..routing import ByLabel
-from ._adapt_bench import copied, parameters
-from ._adapt_rows import Newcomer
-from ._base import TextModel
-from ._build import Network
-from ._routes import ARRIVAL, ARRIVALS, HEADS, Own, Routes
-from ._run import Run
+from ...attach import Bay, attach, bays
+from ...data import slug
+from ...errors import ConfigError, listed
+from ...modules import Head
+from ...routing import ByLabel
+from .._base import TextModel
+from .._build import Network
+from .._routes import ARRIVAL, ARRIVALS, HEADS, Own, Routes
+from .._run import Run
+from ._bench import copied, parameters
+from ._rows import Newcomer
 
 
 @dataclass(frozen=True)

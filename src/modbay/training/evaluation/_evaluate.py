@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import data, metrics
-from ..attach import bays
-from ..data import Row
-from ..errors import ConfigError, DataError, ModbayError
-from ..metrics import Record
-from ._build import Network
-from ._facts import machine, peak
+from ... import data, metrics
+from ...attach import bays
+from ...data import Row
+from ...errors import ConfigError, DataError, ModbayError
+from ...metrics import Record
+from .._build import Network
+from .._facts import machine, peak
+from .._predict import predict
+from .._progress import Progress, Silent
+from .._routes import HEADS
+from .._run import Run, write_json
+from .._tasks import read_tasks
 from ._given import Given, Reading, routed_by, routes
-from ._predict import predict
-from ._progress import Progress, Silent
-from ._routes import HEADS
-from ._run import Run, write_json
-from ._tasks import read_tasks
 
 KEPT = ("seed", "method", "base", "config", "parameters", "similarity", "routing", "use", "collapse")
 MAIN = ("accuracy", "pearson", "span_f1", "perplexity")  # of each kind of task

@@ -6,13 +6,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .. import data
-from ..data import Row
-from ..errors import ConfigError, DataError, listed
-from ._config import Config, Source
-from ._newcomers import columns
-from ._run import Run
-from ._tasks import absolute, network_kind
+from ... import data
+from ...data import Row
+from ...errors import ConfigError, DataError, listed
+from .._config import Config, Source
+from .._run import Run
+from .._tasks import absolute, network_kind
+from ..extending._newcomers import columns
 
 
 @dataclass(frozen=True)

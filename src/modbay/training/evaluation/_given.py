@@ -6,12 +6,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .. import data
-from ..data import Columns, Row
-from ..errors import ConfigError, listed
-from ._build import Network
-from ._routes import ARRIVAL, HEAD
-from ._run import Run
+from ... import data
+from ...data import Columns, Row
+from ...errors import ConfigError, listed
+from .._build import Network
+from .._routes import ARRIVAL, HEAD
+from .._run import Run
 
 TASK = "task of the row"  # a label while rows are read: "task" itself is never a column's
 

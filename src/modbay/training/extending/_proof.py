@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Row
-from ._build import Network
-from ._predict import all_logits
-from ._progress import Progress
+from ...data import Row
+from .._build import Network
+from .._predict import all_logits
+from .._progress import Progress
 
 CHUNK, TEXT_CHUNK = 2048, 64  # rows whose logits are held at once; those of language models are large
 

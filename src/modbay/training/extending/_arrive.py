@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..abstract import Kind, Replacement
-from ..attach import Bay, attach, bays
-from ..errors import ConfigError, listed
-from ..methods import default_at, default_kind, parse_kind
-from ..modules import Head
-from ..routing import ByLabel, Skills
-from ._base import TextModel
-from ._build import Network, encoder_of, method_bays
+from ...abstract import Kind, Replacement
+from ...attach import Bay, attach, bays
+from ...errors import ConfigError, listed
+from ...methods import default_at, default_kind, parse_kind
+from ...modules import Head
+from ...routing import ByLabel, Skills
+from .._base import TextModel
+from .._build import Network, encoder_of, method_bays
+from .._probe import probe
+from .._progress import Progress
+from .._routes import ARRIVAL, ARRIVALS, HEADS, Own, Routes
 from ._extension import Extension
 from ._newcomers import Newcomers
 from ._on import Under, allocate, routers_of
-from ._probe import probe
-from ._progress import Progress
-from ._routes import ARRIVAL, ARRIVALS, HEADS, Own, Routes
 
 
 @dataclass

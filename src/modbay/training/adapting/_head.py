@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._adapt_bench import Bench
-from ._adapt_mix import Tensors
+from ._bench import Bench
+from ._mix import Tensors
 
 STEPS, RATE = 100, 6e-3  # a search tries many: as far as the run's own probe goes, in a third of its steps
 

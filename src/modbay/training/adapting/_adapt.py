@@ -9,24 +9,24 @@ from typing import Any
 
 import torch
 
-from .. import metrics
-from ..data import Row
-from ..errors import ConfigError, ModbayError, ProofError, listed
-from ..metrics import Record
-from ._adapt_bench import Bench, frozen
-from ._adapt_mix import choose, mean_and_error
-from ._adapt_place import Source, keep_own_head, make_place, source_of
-from ._adapt_rows import Newcomer, read_newcomer
-from ._adapt_ways import WAYS, Found
-from ._build import Network
-from ._extension import ARRIVED, arrived
-from ._facts import instruments, machine, peak
-from ._new import free, new_folder
-from ._newcomers import tested
-from ._predict import predict
-from ._progress import Progress, Silent
-from ._proof import prints, proof
-from ._run import Run, open_run, write_json, write_network
+from ... import metrics
+from ...data import Row
+from ...errors import ConfigError, ModbayError, ProofError, listed
+from ...metrics import Record
+from .._build import Network
+from .._facts import instruments, machine, peak
+from .._new import free, new_folder
+from .._predict import predict
+from .._progress import Progress, Silent
+from .._run import Run, open_run, write_json, write_network
+from ..extending._extension import ARRIVED, arrived
+from ..extending._newcomers import tested
+from ..extending._proof import prints, proof
+from ._bench import Bench, frozen
+from ._mix import choose, mean_and_error
+from ._place import Source, keep_own_head, make_place, source_of
+from ._rows import Newcomer, read_newcomer
+from ._ways import WAYS, Found
 
 METRICS = {"classification": "accuracy", "tagging": "accuracy", "regression": "1 − |error| / deviation"}
 STEPS, PROOF = 60, 2000  # of each training or search; old rows that are told before and after

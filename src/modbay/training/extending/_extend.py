@@ -9,22 +9,22 @@ from typing import Any
 import torch
 import yaml
 
-from .. import data
-from ..data import Row
-from ..errors import ConfigError, ProofError
-from ..metrics import write_records
-from ..routing import Skills
+from ... import data
+from ...data import Row
+from ...errors import ConfigError, ProofError
+from ...metrics import write_records
+from ...routing import Skills
+from .._facts import facts
+from .._fit import Ready, atomic, finish, fit
+from .._plan import plan
+from .._predict import predict
+from .._progress import Progress, Silent
+from .._run import Run, open_run, read_json, unfinished, write_json, write_network, write_text
+from .._tasks import Tasks
 from ._arrive import Arrived, arrive
 from ._extension import ARRIVED, Extension, arrived
-from ._facts import facts
-from ._fit import Ready, atomic, finish, fit
 from ._newcomers import Newcomers, newcomers, tested
-from ._plan import plan
-from ._predict import predict
-from ._progress import Progress, Silent
 from ._proof import prints, proof
-from ._run import Run, open_run, read_json, unfinished, write_json, write_network, write_text
-from ._tasks import Tasks
 
 FEWEST, PASSES = 100, 10  # steps of an extension that says neither steps nor epochs: so many passes, but no fewer steps
 ASKED = "extend.yaml"

@@ -12,9 +12,9 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from ._adapt_bench import Bench
-from ._adapt_head import start_head, zero_shot
-from ._adapt_mix import Tensors, mixed, search, sigmoid_weights, softmax_weights
+from ._bench import Bench
+from ._head import start_head, zero_shot
+from ._mix import Tensors, mixed, search, sigmoid_weights, softmax_weights
 
 GATES = 0.2  # Adam's rate of gates: they start at nothing, and have but few steps
 
