@@ -37,6 +37,11 @@ def run(
     except Interrupted as stopped:
         print(f"modbay: {stopped}. To go on: modbay compare --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        kept = folder is not None and folder.with_name(folder.name + ".partial").exists()
+        more = f"finished runs are kept. To go on: modbay compare --resume {folder}" if kept else "nothing is written"
+        print(f"modbay: stopped; {more}", file=sys.stderr)
+        raise SystemExit(130) from None
     except ModbayError as error:
         fail(str(error))
     for facts in [done.folder / "compare.json", *sorted(done.folder.glob("*/run.json"))]:

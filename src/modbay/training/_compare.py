@@ -31,6 +31,7 @@ from ._facts import machine, peak
 from ._fit import atomic, train
 from ._plan import balance, steps_of
 from ._probe import prepare
+from ._processes import several
 from ._progress import Bar, Progress, Silent
 from ._run import read_json, unfinished, write_json
 from ._several import told
@@ -120,6 +121,8 @@ def compare(
     written, Interrupted after Ctrl-C, when all is saved.
     """
     progress, out = progress or Silent(), Path(out)
+    if several():
+        raise ConfigError("compare: it runs in one process; `modbay train` takes several, a method at a time.")
     if out.exists():
         raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
     partial = unfinished(out)
