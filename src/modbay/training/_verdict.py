@@ -59,7 +59,7 @@ def _taken(found, gaps, costs, metric: str, best: str, take: str, tie: Sequence[
         rest = _names([title(name) for name in tie if name != best])
         return (
             f"Take “{title(take)}” ({figure}): the best estimate, and the cheapest of those not shown to differ from "
-            f"it; {rest} {'are' if len(tie) > 2 else 'is'} as good as far as this shows."
+            f"it; not shown to differ: {rest}."
         )
     more = [title(name) for name in tie if name not in (best, take)]
     also = f" {_names(more)} {'are' if len(more) > 1 else 'is'} not shown to differ from that, either." if more else ""
