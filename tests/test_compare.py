@@ -16,7 +16,7 @@ from modbay import metrics, training
 from modbay.cli import app
 from modbay.errors import ConfigError, DataError, Interrupted
 from modbay.metrics import Record
-from modbay.training._verdict import Cost, verdict
+from modbay.training.comparing._verdict import Cost, verdict
 
 FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3, "evaluate_every": 8}
 
@@ -180,7 +180,7 @@ def test_a_run_of_a_comparison_is_the_run_alone(finished, tmp_path):
 def test_what_is_finished_is_kept_and_the_rest_is_done(tiny_base, tiny_csv, tmp_path, monkeypatch):
     comparison = asked(tiny_base, tiny_csv, ["shared", "private", "majority"], by="language")
     whole = training.compare(comparison, tmp_path / "whole")
-    module = training.compare.__globals__
+    module = training.comparing.__globals__
     train = module["train"]
     monkeypatch.setitem(module, "train", _interrupting(train, "private"))
     with pytest.raises(Interrupted):

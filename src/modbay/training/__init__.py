@@ -1,13 +1,6 @@
 """Training: a run from labelled data to a folder with its modules, and what can be done with such a folder."""
 
-from ._baselines import linear as linear
 from ._build import bare_network as bare_network
-from ._compare import Compared as Compared
-from ._compare import begun as begun
-from ._compare import compare as compare
-from ._compare import planned as planned
-from ._comparison import Comparison as Comparison
-from ._comparison import comparison as comparison
 from ._config import Config as Config
 from ._config import config as config
 from ._config import read_config as read_config
@@ -29,6 +22,13 @@ from ._tasks import Tasks as Tasks
 from ._tasks import read_tasks as read_tasks
 from .adapting import WAYS as WAYS
 from .adapting import adapt as adapt
+from .comparing import Compared as Compared
+from .comparing import Comparison as Comparison
+from .comparing import begun as begun
+from .comparing import compare as compare
+from .comparing import comparison as comparison
+from .comparing import linear as linear
+from .comparing import planned as planned
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Reading as Reading
 from .evaluation import evaluate as evaluate

@@ -18,13 +18,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from ..data import Row
-from ..metrics import Record
-from ._build import Network
-from ._encode import IGNORED
-from ._predict import batches
-from ._score import score
-from ._tasks import Tasks
+from ...data import Row
+from ...metrics import Record
+from .._build import Network
+from .._encode import IGNORED
+from .._predict import batches
+from .._score import score
+from .._tasks import Tasks
 
 PENALTIES = (1.0, 10.0, 100.0)  # C of logistic regression, 1/α of ridge regression
 FEATURES = ("characters", "words")

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from ..metrics import Gap, Record, Standing, gaps, standings
+from ...metrics import Gap, Record, Standing, gaps, standings
+from .._tasks import Tasks
 from ._comparison import Entry
-from ._tasks import Tasks
 from ._verdict import LOWER, Cost, verdict
 
 SINGLE = ("private", "shared")  # what the others' gains are over

@@ -18,24 +18,24 @@ from typing import Any
 
 import torch
 
-from .. import data
-from ..attach import bays
-from ..errors import ConfigError, ModbayError
-from ..methods import METHODS
-from ..metrics import records, write_records
+from ... import data
+from ...attach import bays
+from ...errors import ConfigError, ModbayError
+from ...methods import METHODS
+from ...metrics import records, write_records
+from .._build import Network, add_bays, add_heads, bare, learning, method_bays
+from .._config import Config, read_config
+from .._facts import machine, peak
+from .._fit import atomic, train
+from .._plan import balance, steps_of
+from .._probe import prepare
+from .._processes import several
+from .._progress import Bar, Progress, Silent
+from .._run import read_json, unfinished, write_json
+from .._tasks import Tasks, absolute, read_tasks
 from ._baselines import BASELINES
-from ._build import Network, add_bays, add_heads, bare, learning, method_bays
 from ._comparison import Comparison, Entry, comparison, write_comparison
-from ._config import Config, read_config
-from ._facts import machine, peak
-from ._fit import atomic, train
-from ._plan import balance, steps_of
-from ._probe import prepare
-from ._processes import several
-from ._progress import Bar, Progress, Silent
-from ._run import read_json, unfinished, write_json
 from ._several import told
-from ._tasks import Tasks, absolute, read_tasks
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, listed
-from ..methods import METHODS
+from ...errors import ConfigError, listed
+from ...methods import METHODS
+from .._build import DEFAULT
+from .._config import Config, config
+from .._run import write_text
 from ._baselines import BASELINES
-from ._build import DEFAULT
-from ._config import Config, config
-from ._run import write_text
 
 ALL = (*METHODS, *BASELINES)
 ALONE = ("full", "probe", "sequence")  # the run's module and sites are not theirs: they have, or want, their own

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from ..metrics import Gap, Standing, differ
+from ...metrics import Gap, Standing, differ
 
 LOWER = ("rmse", "perplexity")
 SHARES = ("accuracy", "span_f1")  # shown in per cent
