@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the folder for data and runs")
     parser.add_argument("--train", type=int, default=800, help="rows to learn from, a task")
     parser.add_argument("--test", type=int, default=600, help="rows to test on, a task")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--run", action="store_true", help="run the commands, too")
     args = parser.parse_args(argv)
     data = args.out / "data"
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def commands(out: Path, steps: int) -> Iterator[list[str]]:
     """What a practitioner would type."""
     joint = [f"{name}={out}/data/{name}" for name in ("newsgroups", "newswire", "sentiment")]
-    base = ["--base", minilm(), "--set", "layers=2", "--set", "max_length=96"]
+    base = ["--base", minilm(), "--set", "layers=2", "--set", "max_length=64"]
     yield ["modbay", "compare", *joint, *base, "--methods", "shared,private,polytropon,probe,tfidf,majority",
-           "--seeds", "0 1 2", "--steps", str(steps), "--out", f"{out}/compare"]  # fmt: skip
+           "--seeds", "0,1,2", "--steps", str(steps), "--out", f"{out}/compare"]  # fmt: skip
     yield ["modbay", "extend", f"{out}/compare/shared-0", f"spam={out}/data/spam", "--out", f"{out}/with-spam"]
     for shots in (4, 16, 64):
         yield ["modbay", "adapt", f"{out}/compare/private-0", f"authors={out}/data/authors", "--shots", str(shots),
