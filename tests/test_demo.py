@@ -14,7 +14,7 @@ from modbay import demo, training
 from modbay.cli import _demo
 from modbay.data import Columns, read
 from modbay.demo._run import AGAIN, ALONE, GATES, HEAD, IN_PLACE, MODULE, SCRATCH
-from modbay.demo._write import METHODS, SMOKE
+from modbay.demo._write import METHODS, SMOKE, TASK
 
 NEW = ("pt", "hu")
 
@@ -75,10 +75,10 @@ def test_a_mixed_batch_of_old_and_new_languages_is_answered_by_what_was_written(
     assert mb.bays(network.model)["arrivals"].names() == ["hu", "pt"]
     columns = Columns("text", "intent", {"language": "language"})
     files = [out / f"data/{name}.csv" for name in ("test", "new-test")]
-    rows = [row for file in files for row in read(file, columns, "classification", "train")]
+    rows = [row for file in files for row in read(file, columns, "classification", TASK)]
     said = {(r.task, r.where): r.prediction for r in training.predict(network, rows)}
     assert {r.labels["language"] for r in rows} == {*SMOKE.sizes, *NEW}
-    assert set(said.values()) <= set(run.known["classes"]["train"])
+    assert set(said.values()) <= set(run.known["classes"][TASK])
 
 
 def test_the_report_and_the_files_are_there(out: Path, results: demo.Results) -> None:

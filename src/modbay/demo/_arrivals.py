@@ -16,9 +16,8 @@ from .. import data, training
 from ..data import Columns, Row, Splits, survey
 from ..metrics import Record, paired, records, table
 from ._data import ARRIVALS
-from ._write import SHOTS, Scale, write_csv
+from ._write import SHOTS, TASK, Scale, write_csv
 
-TASK = "train"  # a task is named as its file
 KINDS = {TASK: "classification"}
 BATCH = 16
 RATE = {"lr": 1e-3, "head_lr": 3e-3}  # as METHODS' were chosen, at 4 shots

@@ -11,6 +11,7 @@ import yaml
 
 from ._data import SIZES, Data, Utterance, few_shot, load
 
+TASK = "intents"
 HEADS = ("text", "intent", "language")
 SHOTS = "{k}-shot.csv"
 
@@ -84,7 +85,7 @@ def comparison(folder: Path, scale: Scale, seed: int) -> dict[str, Any]:
         "hidden": [0, -1],
         "pool": ["mean", "max"],
         "max_length": 48,
-        "data": str(folder / "train.csv"),
+        "data": {TASK: str(folder / "train.csv")},
         "validation": str(folder / "validation.csv"),
         "test": str(folder / "test.csv"),
         "text": "text",

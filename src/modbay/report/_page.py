@@ -14,8 +14,8 @@ from ._html import Safe, join, tag, text
 SECTIONS = (
     ("warnings", "Warnings", _run.warnings),
     ("results", "Results", _results.results),
-    ("against", "Against another run", _results.against),
     ("compare", "Methods", _compare.compare),
+    ("against", "Against another run", _results.against),
     ("transfer", "Transfer", _compare.transfer),
     ("shots", "Few examples", _compare.shots),
     ("proof", "Proofs", _modules.proof),
