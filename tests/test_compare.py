@@ -180,7 +180,7 @@ def test_a_run_of_a_comparison_is_the_run_alone(finished, tmp_path):
 def test_what_is_finished_is_kept_and_the_rest_is_done(tiny_base, tiny_csv, tmp_path, monkeypatch):
     comparison = asked(tiny_base, tiny_csv, ["shared", "private", "majority"], by="language")
     whole = training.compare(comparison, tmp_path / "whole")
-    module = training.comparing.__globals__
+    module = training.compare.__globals__
     train = module["train"]
     monkeypatch.setitem(module, "train", _interrupting(train, "private"))
     with pytest.raises(Interrupted):
