@@ -14,9 +14,11 @@ Goyal, Lamb, Hoffmann, Sodhani, Levine, Bengio and Schölkopf, "Recurrent Indepe
 Where it differs: the official code lets active cells attend to the steps that inactive cells did not take, too; here,
 as in the paper, they see the state that those kept. Its dropout (0.5, and 0.1 in the attention) and its small first
 weights (0.01) are for 600 units: here there is none unless asked for, and weights start larger. Five digits instead of
-ten, and a rate that starts at 5e-3 and falls to zero instead of 1e-3 throughout, for a run of minutes instead of hours.
+ten, gradients clipped at 0.5, and a rate that starts at 6e-3 and falls to zero instead of 1e-3 throughout, for a run of
+minutes instead of hours. Of seed 0, cross-entropy of the digits in nats: 0.126 at T and 0.134 at 4 T after 9,000 steps,
+0.319 and 0.456 after 4,000 at 3e-3; the paper, with ten digits and far longer training, has 0.00 at both.
 
-    python recipes/rims.py [--steps 4000] [--seeds 0 1 2] [--smoke]
+    python recipes/rims.py [--steps 9000] [--seeds 0 1 2] [--smoke]
 """
 
 import argparse
@@ -197,7 +199,7 @@ def train(net: nn.Module, seed: int, args: argparse.Namespace, say: Callable[[st
 
 def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--blanks", type=int, default=20, help="T in training; tested at T and 4 T")
     parser.add_argument("--digits", type=int, default=5)
@@ -206,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--cells", type=int, default=6)
     parser.add_argument("--active", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--clip", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, default=6e-3)
+    parser.add_argument("--clip", type=float, default=0.5)
     parser.add_argument("--dropout", type=float, default=0.0, help="the official 0.5 is for 600 units")
     parser.add_argument("--log", type=int, default=250)
     parser.add_argument("--only", choices=["RIM", "LSTM"])
