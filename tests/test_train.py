@@ -341,3 +341,42 @@ def test_a_stream_goes_through_all_rows(tiny_base, tmp_path):
 def test_a_stream_needs_steps(tiny_base, tiny_csv):
     with pytest.raises(ConfigError, match="streaming=True: say steps"):
         training.read_tasks(training.config({"base": str(tiny_base), "data": str(tiny_csv), "streaming": True}))
+
+
+def test_the_best_step_is_found_for_each_part(tiny_base, tmp_path):
+    """Private modules of two tasks, with heads of their own, stand apart; a shared module ties them."""
+    from modbay.training import _best
+
+    rows = tiny_rows()
+    data = {name: str(write_csv(tmp_path / f"{name}.csv", [(f"{t} {name}", y, l) for t, y, l in rows])) for name in "ab"}
+    found = {}
+    for method in ("private", "shared", "polytropon"):
+        ready = training.ready(asked(tiny_base, data, method=method))
+        routes = [e.routes for e in ready.examples]
+        found[method] = _best.parts(ready.network, routes, routes)
+    assert [sorted(part.modules) for part in found["private"]] == [
+        [("heads", "a"), ("task", "a")], [("heads", "b"), ("task", "b")],
+    ]  # fmt: skip
+    assert sorted(place for part in found["private"] for place in part.rows) == list(range(len(routes)))
+    assert len(found["shared"]) == len(found["polytropon"]) == 1
+
+
+def test_each_part_is_restored_from_its_own_best_step(tiny_base, tmp_path):
+    from modbay.training import _best
+
+    rows = tiny_rows()
+    data = {name: str(write_csv(tmp_path / f"{name}.csv", [(f"{t} {name}", y, l) for t, y, l in rows])) for name in "ab"}
+    ready = training.ready(asked(tiny_base, data, method="private"))
+    best = _best.Best(ready.network, tmp_path / "best", ready.tasks, ready.examples, [])
+    scores = {"a": iter([1.0, 0.0]), "b": iter([0.0, 1.0])}
+    modules = mb.bays(ready.network.model)["task"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_best, "score", lambda records, kinds, by: {
+            "score": next(scores[records[0].task]) if len({r.task for r in records}) == 1 else 0.0})  # fmt: skip
+        for value in (1.0, 2.0):
+            for parameter in modules.parameters():
+                parameter.data.fill_(value)
+            best()
+    best.restore()
+    assert {float(p.min()) for p in modules.parameters("a")} == {1.0}
+    assert {float(p.min()) for p in modules.parameters("b")} == {2.0}

@@ -28,7 +28,7 @@ class Scale:
     few_steps: int
 
 
-FULL = Scale(SIZES, (1, 4, 16), 150, 600, 140, 36)
+FULL = Scale(SIZES, (1, 4, 16), 150, 600, 120, 30)
 SMOKE = Scale({"es": 60, "el": 40, "eu": 30}, (2,), 12, 40, 3, 2)
 
 # Rates: the best on development of those in benchmarks/_demo_settings.py, seed 0; 0.003 unless a method says otherwise.

@@ -18,6 +18,7 @@ from .. import data
 from ..errors import ConfigError, Interrupted
 from ..metrics import write_records
 from ._base import quiet
+from ._best import Best
 from ._build import Network, add_bays, add_heads, bare, groups, method_bays
 from ._config import Config
 from ._facts import facts
@@ -28,10 +29,9 @@ from ._processes import first, on_cpu, one_first, wait
 from ._progress import Progress, Silent
 from ._run import Run, open_run, read_json, unfinished, write_config, write_json, write_network
 from ._sampling import order
-from ._score import score
 from ._stream import Streamed
 from ._tasks import Tasks, absolute, columns, read_tasks
-from ._trainer import ModularTrainer, Ordered, checkpoints, load_modules, save_modules
+from ._trainer import ModularTrainer, Ordered, checkpoints
 
 Page = Callable[[Path, dict[str, Any]], object]
 EVALUATIONS = 10  # a run, unless it says how often
@@ -167,7 +167,7 @@ def fit(run: Ready, folder: Path, progress: Progress) -> list[dict[str, Any]]:
     if not steps:
         return []
     seen = examples_of(run, steps)
-    best = Best(network, folder / "best", tasks, list(config.by))
+    best = Best(network, folder / "best", tasks, run.examples, list(config.by))
     validates = bool(tasks.splits.validation)
     watch = Watch(steps)
     with quiet():
@@ -183,7 +183,7 @@ def fit(run: Ready, folder: Path, progress: Progress) -> list[dict[str, Any]]:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; all is saved in {folder}")
     if validates and config.keep == "best":
         wait()
-        load_modules(network.model, folder / "best")
+        best.restore()
     network.model.eval()
     return curve(trainer.state.log_history)
 
@@ -232,29 +232,6 @@ def arguments(config: Config, folder: Path, steps: int, validates: bool) -> tran
         ddp_find_unused_parameters=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-class Best:
-    """Scores the validation rows, and keeps the modules that did best so far in a folder."""
-
-    def __init__(self, network: Network, folder: Path, tasks: Tasks, by: list[str]):
-        self.network, self.folder, self.tasks, self.by = network, folder, tasks, by
-
-    def __call__(self) -> dict[str, float]:
-        said = score(predict(self.network, self.tasks.splits.validation), self.tasks.kinds, self.by)
-        if said["score"] > self.known() and first():
-            aside = self.folder.with_name("best.writing")
-            shutil.rmtree(aside, ignore_errors=True)
-            save_modules(self.network.model, aside)
-            write_json(aside / "score.json", said)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(aside, self.folder)
-        return said
-
-    def known(self) -> float:
-        """The best score so far."""
-        file = self.folder / "score.json"
-        return read_json(file)["score"] if file.is_file() else float("-inf")
 
 
 class Watch(transformers.TrainerCallback):

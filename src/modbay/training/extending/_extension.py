@@ -49,7 +49,8 @@ class Extension:
         own = {"fixed": self.fixed, "shots": self.shots, "on": self.on}
         given = {**own, "ways": None if self.ways == "both" else self.ways, **self.more}
         data = self.config.model_dump(mode="json", exclude_none=True)["data"]
-        return {"run": str(self.run.folder), "data": data, **{name: one for name, one in given.items() if one}}
+        said = {name: one for name, one in given.items() if one is not None and one != {}}  # a share of 0 is said, too
+        return {"run": str(self.run.folder), "data": data, **said}
 
 
 def extension(given: Mapping[str, Any], where: str = "the command line") -> Extension:
