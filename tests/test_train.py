@@ -348,7 +348,8 @@ def test_the_best_step_is_found_for_each_part(tiny_base, tmp_path):
     from modbay.training import _best
 
     rows = tiny_rows()
-    data = {name: str(write_csv(tmp_path / f"{name}.csv", [(f"{t} {name}", y, l) for t, y, l in rows])) for name in "ab"}
+    said = {name: [(f"{text} {name}", target, language) for text, target, language in rows] for name in "ab"}
+    data = {name: str(write_csv(tmp_path / f"{name}.csv", several)) for name, several in said.items()}
     found = {}
     for method in ("private", "shared", "polytropon"):
         ready = training.ready(asked(tiny_base, data, method=method))
@@ -365,7 +366,8 @@ def test_each_part_is_restored_from_its_own_best_step(tiny_base, tmp_path):
     from modbay.training import _best
 
     rows = tiny_rows()
-    data = {name: str(write_csv(tmp_path / f"{name}.csv", [(f"{t} {name}", y, l) for t, y, l in rows])) for name in "ab"}
+    said = {name: [(f"{text} {name}", target, language) for text, target, language in rows] for name in "ab"}
+    data = {name: str(write_csv(tmp_path / f"{name}.csv", several)) for name, several in said.items()}
     ready = training.ready(asked(tiny_base, data, method="private"))
     best = _best.Best(ready.network, tmp_path / "best", ready.tasks, ready.examples, [])
     scores = {"a": iter([1.0, 0.0]), "b": iter([0.0, 1.0])}

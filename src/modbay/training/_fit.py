@@ -22,6 +22,7 @@ from ._best import Best
 from ._build import Network, add_bays, add_heads, bare, groups, method_bays
 from ._config import Config
 from ._facts import facts
+from ._new import free
 from ._plan import balance, plan, steps_of
 from ._predict import predict
 from ._probe import prepare
@@ -99,7 +100,7 @@ def train(
     partial = unfinished(out)
     with one_first():
         if first():
-            vacant(out, resume)
+            free(out, resume=resume)
         with atomic(partial):
             run = ready(config, progress, partial, tasks)
             if first():
@@ -113,16 +114,6 @@ def train(
         finish(partial, out)
     wait()
     return open_run(out)
-
-
-def vacant(out: Path, resume: bool) -> None:
-    """Raise ConfigError where a run of this name is, or is begun and not to be resumed."""
-    if out.exists():
-        raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
-    if unfinished(out).exists() and not resume:
-        raise ConfigError(
-            f"out={str(out)!r}: an unfinished run is in {unfinished(out)}. Go on with --resume {out}, or remove it."
-        )
 
 
 def write(

@@ -10,12 +10,16 @@ from ..errors import ConfigError
 from ._run import unfinished
 
 
-def free(out: Path) -> Path:
-    """The name itself; raises ConfigError if there is something of that name, or it is being written."""
+def free(out: Path, *, resume: bool | None = None) -> Path:
+    """The name itself; raises ConfigError if there is something of that name, or such work is begun.
+
+    resume: whether begun work is to be gone on with; None where it can't be.
+    """
     if out.exists():
         raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
-    if unfinished(out).exists():
-        raise ConfigError(f"out={str(out)!r}: {unfinished(out)} is there, from work that was cut short. Remove it.")
+    if unfinished(out).exists() and not resume:
+        way = "Remove it." if resume is None else f"Go on with --resume {out}, or remove it."
+        raise ConfigError(f"out={str(out)!r}: unfinished work is in {unfinished(out)}. {way}")
     return out
 
 

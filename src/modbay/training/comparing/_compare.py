@@ -27,6 +27,7 @@ from .._build import Network, add_bays, add_heads, bare, learning, method_bays
 from .._config import Config, read_config
 from .._facts import machine, peak
 from .._fit import atomic, train
+from .._new import free
 from .._plan import balance, steps_of
 from .._probe import prepare
 from .._processes import several
@@ -123,13 +124,7 @@ def compare(
     progress, out = progress or Silent(), Path(out)
     if several():
         raise ConfigError("compare: it runs in one process; `modbay train` takes several, a method at a time.")
-    if out.exists():
-        raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
-    partial = unfinished(out)
-    if partial.exists() and not resume:
-        raise ConfigError(
-            f"out={str(out)!r}: an unfinished comparison is in {partial}. Go on with --resume {out}, or remove it."
-        )
+    partial = unfinished(free(out, resume=resume))
     plan = planned(asked, progress)
     with atomic(partial):
         write_comparison(partial, plan.asked, out.name)

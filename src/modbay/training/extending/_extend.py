@@ -16,6 +16,7 @@ from ...metrics import write_records
 from ...routing import Skills
 from .._facts import facts
 from .._fit import Ready, atomic, finish, fit
+from .._new import free
 from .._plan import plan
 from .._predict import predict
 from .._progress import Progress, Silent
@@ -75,13 +76,7 @@ def extend(
     ProofError, and nothing is left behind, if one bit differs. Otherwise raises as `train` does, and resumes as it.
     """
     progress, out, began = progress or Silent(), Path(out), time.perf_counter()
-    partial = unfinished(out)
-    if out.exists():
-        raise ConfigError(f"out={str(out)!r}: it exists, and is not overwritten. Choose another folder, or remove it.")
-    if partial.exists() and not resume:
-        raise ConfigError(
-            f"out={str(out)!r}: unfinished work is in {partial}. Go on with --resume {out}, or remove it."
-        )
+    partial = unfinished(free(out, resume=resume))
     with atomic(partial):
         write_text(partial / ASKED, f"# modbay extend {out.name}/{ASKED} --out ANOTHER\n{_yaml(asked.dump())}")
         going = ready_to_extend(asked, progress)
