@@ -471,5 +471,5 @@ def test_inspect_what_is_broken(private, tmp_path):
 
 def test_a_new_folder_is_free_or_refused(tmp_path):
     (tmp_path / "x.partial").mkdir()
-    with pytest.raises(ConfigError, match=r"x\.partial is there"):
+    with pytest.raises(ConfigError, match=r"unfinished work is in .*x\.partial"):
         training.free(tmp_path / "x")

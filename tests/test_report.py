@@ -14,7 +14,7 @@ EVIL = "<script>alert('x')</script>\"&\x00\ud800"
 VALUES = ["pt", "de", "عربية", "a label whose name is too long for any column of a telephone"]
 MODULES = [f"skill-{i}" for i in range(8)]
 SECTIONS = [
-    *("warnings", "results", "against", "compare", "transfer", "shots", "proof", "routing", "similarity", "use"),
+    *("warnings", "results", "compare", "against", "transfer", "shots", "proof", "routing", "similarity", "use"),
     *("curve", "parameters", "data", "run", "config"),
 ]
 

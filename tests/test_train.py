@@ -380,5 +380,5 @@ def test_each_part_is_restored_from_its_own_best_step(tiny_base, tmp_path):
                 parameter.data.fill_(value)
             best()
     best.restore()
-    assert {float(p.min()) for p in modules.parameters("a")} == {1.0}
-    assert {float(p.min()) for p in modules.parameters("b")} == {2.0}
+    assert {p.min().item() for p in modules.parameters("a")} == {1.0}
+    assert {p.min().item() for p in modules.parameters("b")} == {2.0}
