@@ -4,7 +4,6 @@ Temperature sampling: Arivazhagan et al., "Massively multilingual neural machine
 1907.05019); p ∝ n^(1/T), T = 1 proportional, T → ∞ uniform.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from random import Random
 
@@ -55,8 +54,3 @@ def _rounds(places: Sequence[int], rng: Random):
     """The places in random order, again and again."""
     while True:
         yield from rng.sample(places, len(places))
-
-
-def sizes(groups: Sequence[Hashable]) -> dict[Hashable, int]:
-    """How many examples each group has."""
-    return dict(Counter(groups))

@@ -25,20 +25,17 @@ class Tasks:
     sizes: dict[str, int] = field(default_factory=dict)  # training rows of each task, where they are not held
 
     @property
-    def measured(self) -> frozenset[str]:
-        return frozenset(task for task, kind in self.kinds.items() if kind == "regression")
-
-    @property
     def known(self) -> dict[str, Any]:
         """All but the rows, as JSON takes it."""
         return {"kind": self.kind, "kinds": self.kinds, "classes": self.classes}
 
 
-def columns(config: Config, source: Source) -> Columns:
-    """Which column of a source is what."""
+def columns(config: Config, source: Source, fixed: Mapping[str, str] | None = None) -> Columns:
+    """Which column of a source is what; `fixed` are labels that are the same in all of its rows."""
     text: Any = source.text if isinstance(source.text, str) else tuple(source.text or ())
     target = None if source.kind in ("causal", "masked") else source.target
-    return Columns(text=text, target=target, labels=dict(config.by), group=config.group)
+    by = {label: column for label, column in config.by.items() if label not in (fixed or {})}
+    return Columns(text=text, target=target, labels=by, group=config.group, fixed=fixed or {})
 
 
 def read_tasks(config: Config) -> Tasks:

@@ -2,7 +2,6 @@
 checkpoint is modules alone.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -143,8 +142,3 @@ def load_modules(model: nn.Module, folder: str | Path) -> None:
     for bay in bays(model).values():
         if (Path(folder) / bay.state.name).is_dir():
             bay.load(folder)
-
-
-def state_of(checkpoint: Path) -> dict[str, Any]:
-    """Where a checkpoint's run was."""
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

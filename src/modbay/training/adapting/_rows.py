@@ -11,8 +11,7 @@ from ...data import Row
 from ...errors import ConfigError, DataError, listed
 from .._config import Config, Source
 from .._run import Run
-from .._tasks import absolute, network_kind
-from ..extending._newcomers import columns
+from .._tasks import absolute, columns, network_kind
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from random import Random
 from typing import Any
 
 from ... import data
-from ...data import Columns, Row, Splits
+from ...data import Row, Splits
 from ...errors import ConfigError, listed
 from ...metrics import records
 from .._config import Config, Source
 from .._run import Run
-from .._tasks import classes_of, named, network_kind, read_tasks
+from .._tasks import classes_of, columns, named, network_kind, read_tasks
 from ._extension import Extension, arrived
 
 FEW = {"validation": 16, "test": 4}  # rows a class up to which none is set aside, unless that is said
@@ -64,14 +64,6 @@ def newcomers(asked: Extension) -> Newcomers:
             files.append({"task": task, "split": part, "path": where, "rows": len(rows), "sha256": data.digest(rows)})
     new, values = _values(run, splits)
     return Newcomers(new, whose, known, values, splits, files, list(dict.fromkeys(notes)))
-
-
-def columns(config: Config, source: Source, fixed: dict[str, str]) -> Columns:
-    """Which column of a source is what, labels that are the same in all rows apart."""
-    text: Any = source.text if isinstance(source.text, str) else tuple(source.text or ())
-    target = None if source.kind in ("causal", "masked") else source.target
-    by = {label: column for label, column in config.by.items() if label not in fixed}
-    return Columns(text=text, target=target, labels=by, group=config.group, fixed=fixed)
 
 
 def _read(asked: Extension, task: str, source: Source) -> Splits:
