@@ -141,3 +141,27 @@ def test_a_full_disk_is_one_message(tiny_base, tiny_csv, tmp_path, monkeypatch, 
     assert "No space left on device" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["extend", "adapt", "compare"])
+def test_a_disk_that_is_full_at_the_report_is_one_message(tiny_base, tiny_csv, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    small = ["--steps", 2, "--set", "probe=5"]
+    assert run(tiny_csv, "--base", tiny_base, "--by", "language", "--method", "private", *small, "--out", "run")[0] == 0
+    french = table(tmp_path, tiny_rows(("fr",)), name="fr.csv")
+    asked = {
+        "extend": ["extend", "run", french, "--steps", 2],
+        "adapt": ["adapt", "run", french, "--value", "language=fr", "--ways", "nearest", "--steps", 2],
+        "compare": ["compare", tiny_csv, "--base", tiny_base, "--methods", "shared,majority", *small],
+    }
+
+    def full(path, facts):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("modbay.report.write", full)
+    said = CliRunner().invoke(app, [*map(str, asked[verb]), "--out", "new"])
+    assert said.exit_code == 1
+    assert "No space left on device" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert not (tmp_path / "new").exists()
+    assert ("--resume new" in said.stderr) == (tmp_path / "new.partial").exists()

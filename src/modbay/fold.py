@@ -7,8 +7,6 @@ While a bay is folded it does not run, so that the model costs what the base cos
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -254,7 +252,7 @@ def _apply(model: nn.Module, done: Folded, place: Place, parts: list[tuple[Part,
         for (module, name), tensor in zip(_targets(place, parts), tensors.values(), strict=True):
             module._parameters[name].copy_(tensor)  # type: ignore[union-attr]
         return
-    view = _view(place)
+    view = place.view()
     total_w, total_b = torch.zeros_like(view.weight), None
     for part, w in parts:
         dw, db = _delta(part, w, view).dense(view)
@@ -274,18 +272,6 @@ def _keep(model: nn.Module, done: Folded, module: nn.Module, name: str) -> None:
         module._parameters[name] = parameter = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     if not done.owns(module, name):  # a slice of it may have been folded before
         done.originals.append((module, name, parameter.detach().to("cpu", copy=True)))
-
-
-def _view(place: Place) -> Site:
-    """The site with the weight and bias as a delta sees them: its own slice, and no narrower than float32."""
-    own = place.target._parameters
-    weight, bias = own[place.site.parameter], own.get("bias")
-    assert weight is not None
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    cut = place.features or slice(None)
-    weight = (weight[..., cut] if place.site.form == "transposed" else weight[cut]).to(dtype)
-    module: Any = SimpleNamespace(weight=weight, bias=None if bias is None else bias[cut].to(dtype))
-    return replace(place.site, module=module, parameter="weight", dtype=dtype)
 
 
 def _add(place: Place, dw: Tensor, db: Tensor | None) -> None:

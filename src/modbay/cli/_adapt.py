@@ -1,38 +1,28 @@
 """`modbay adapt`: few rows of something new, over the modules that a run has."""
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from .. import report, training
-from ..errors import ConfigError, ModbayError
-from ._progress import Shown
-from ._say import console, fail, table
+from ..errors import ConfigError
+from ._say import console, table
 from ._train import show_results
+from ._work import print_folder, print_json, work
 
 
 def run(folder: Path, data: str, out: Path, ways: str | None, given: dict[str, Any], as_json: bool) -> None:
     """Adapt, and print how each way did, which was taken, and why."""
-    progress = training.Silent() if as_json else Shown()
-    command = shlex.join(["modbay", *sys.argv[1:]])
-    try:
+    with work("adapt", out, as_json) as doing:
         given["test"] = share(given["test"])
         asked = None if ways is None else [way.strip() for way in ways.split(",") if way.strip()]
-        done = training.adapt(folder, data, out, ways=asked, progress=progress, command=command, **given)
-    except KeyboardInterrupt:
-        print("modbay: stopped; nothing was written.", file=sys.stderr)
-        raise SystemExit(130) from None
-    except ModbayError as error:
-        fail(str(error))
-    page = done.folder / "report.html"
-    report.write(page, done.facts)
+        done = training.adapt(
+            folder, data, out, ways=asked, progress=doing.progress, command=doing.command, page=report.write, **given
+        )
     if as_json:
-        print(json.dumps({"folder": str(done.folder), **done.facts}, indent=1, ensure_ascii=False))
+        print_json(done.folder, done.facts)
         return
     show(done)
-    console().print(f"\n{done.folder}/ is the run with it; open {page}", soft_wrap=True)
+    print_folder(done.folder, "is the run with it")
 
 
 def share(given: str | None) -> str | float | None:

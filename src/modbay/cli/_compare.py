@@ -1,8 +1,6 @@
 """`modbay compare`: several methods on the same data, and what to take."""
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,11 @@ from typing import Any
 import yaml
 
 from .. import report, training
-from ..errors import ConfigError, Interrupted, ModbayError
+from ..errors import ConfigError
 from ..metrics import Gap, differ
-from ._progress import Shown
-from ._say import console, fail, table
+from ._say import console, table
 from ._train import RUNS, said
+from ._work import free_name, print_folder, print_json, work
 
 SHARES = ("accuracy", "span_f1")  # shown in per cent
 
@@ -24,35 +22,21 @@ def run(
     reference: str | None, out: Path | None, resume: Path | None, dry: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare, or print what would be compared."""
-    progress = training.Silent() if as_json else Shown()
-    command = shlex.join(["modbay", *sys.argv[1:]])
-    folder = resume or out
-    try:
+    with work("compare", resume or out, as_json) as doing:
         asked = training.begun(resume) if resume else asked_for(data, flags, sets, methods, seeds, reference)
         if dry:
-            show_plan(training.planned(asked, progress), as_json)
+            show_plan(training.planned(asked, doing.progress), as_json)
             return
-        folder = folder or free_name(asked)
-        done = training.compare(asked, folder, resume=resume is not None, progress=progress, command=command)
-    except Interrupted as stopped:
-        print(f"modbay: {stopped}. To go on: modbay compare --resume {folder}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except KeyboardInterrupt:
-        kept = folder is not None and folder.with_name(folder.name + ".partial").exists()
-        more = f"finished runs are kept. To go on: modbay compare --resume {folder}" if kept else "nothing is written"
-        print(f"modbay: stopped; {more}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except ModbayError as error:
-        fail(str(error))
-    for facts in [done.folder / "compare.json", *sorted(done.folder.glob("*/run.json"))]:
-        report.write(facts.parent / "report.html", json.loads(facts.read_text(encoding="utf-8")))
+        doing.folder = doing.folder or free_name(RUNS / f"{'-'.join(asked.config.sources)[:60]}-compare")
+        done = training.compare(
+            asked, doing.folder, resume=resume is not None, progress=doing.progress, command=doing.command,
+            page=report.write,
+        )  # fmt: skip
     if as_json:
-        print(json.dumps({"folder": str(done.folder), **done.facts}, indent=1, ensure_ascii=False))
+        print_json(done.folder, done.facts)
         return
     show(done.facts)
-    console().print(
-        f"\n{done.folder}/ holds a run of each method and seed; open {done.folder}/report.html", soft_wrap=True
-    )
+    print_folder(done.folder, "holds a run of each method and seed")
 
 
 def asked_for(
@@ -71,13 +55,6 @@ def asked_for(
     if reference:
         given["reference"] = reference
     return training.comparison(given, where)
-
-
-def free_name(asked: training.Comparison) -> Path:
-    """runs/TASK-compare, numbered if there is one already."""
-    name = f"{'-'.join(asked.config.sources)[:60]}-compare"
-    taken = lambda path: path.exists() or path.with_name(path.name + ".partial").exists()
-    return next(p for i in range(1, 10_000) if not taken(p := RUNS / (name if i == 1 else f"{name}-{i}")))
 
 
 def show_plan(plan: Any, as_json: bool) -> None:

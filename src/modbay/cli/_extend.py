@@ -1,16 +1,13 @@
 """`modbay extend`: one more task, language or customer onto a finished run, and the proof that nothing else changed."""
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from .. import report, training
-from ..errors import ConfigError, Interrupted, ModbayError
-from ._progress import Shown
-from ._say import console, fail, table
+from ..errors import ConfigError
+from ._say import console, table
 from ._train import said, show_plan, show_results
+from ._work import free_name, print_folder, print_json, work
 
 ASKED = "extend.yaml"
 
@@ -18,33 +15,24 @@ ASKED = "extend.yaml"
 def run(folder: Path | None, data: list[str], flags: dict[str, Any], sets: list[str], out: Path | None,
         resume: Path | None, dry: bool, as_json: bool) -> None:  # fmt: skip
     """Extend, or print the plan."""
-    progress = training.Silent() if as_json else Shown()
-    command = shlex.join(["modbay", *sys.argv[1:]])
-    try:
+    with work("extend", resume or out, as_json) as doing:
         asked = resumed(resume) if resume is not None else asked_for(folder, data, flags, sets)
         if dry:
-            going = training.ready_to_extend(asked, progress)
+            going = training.ready_to_extend(asked, doing.progress)
             show_plan(going.ready, as_json)
             if not as_json:
                 show_notes(going.notes)
             return
-        out = resume or out or free_name(asked)
-        done = training.extend(asked, out, resume=resume is not None, progress=progress, command=command)
-    except Interrupted as stopped:
-        print(f"modbay: {stopped}. To go on: modbay extend --resume {out}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except KeyboardInterrupt:
-        print("modbay: stopped; nothing was written.", file=sys.stderr)
-        raise SystemExit(130) from None
-    except ModbayError as error:
-        fail(str(error))
-    page = done.folder / "report.html"
-    report.write(page, done.facts)
+        doing.folder = doing.folder or free_name(asked.run.folder.with_name(f"{asked.run.folder.name}-extended"))
+        done = training.extend(
+            asked, doing.folder, resume=resume is not None, progress=doing.progress, command=doing.command,
+            page=report.write,
+        )  # fmt: skip
     if as_json:
-        print(json.dumps({"folder": str(done.folder), **done.facts}, indent=1, ensure_ascii=False))
+        print_json(done.folder, done.facts)
         return
     show(done)
-    console().print(f"\n{done.folder}/ is the run with them; open {page}", soft_wrap=True)
+    print_folder(done.folder, "is the run with them")
 
 
 def asked_for(folder: Path | None, data: list[str], flags: dict[str, Any], sets: list[str]) -> training.Extension:
@@ -71,20 +59,12 @@ def fixed(given: list[str] | None) -> dict[str, str] | None:
 
 def resumed(folder: Path) -> training.Extension:
     """What the unfinished extension of a folder was asked for."""
-    file = folder.with_name(folder.name + ".partial") / ASKED
+    file = training.unfinished(folder) / ASKED
     if folder.exists():
         raise ConfigError(f"--resume {folder}: that run is finished.")
     if not file.is_file():
         raise ConfigError(f"--resume {folder}: there is no {file}, so no extension of that name was begun.")
     return training.extension(training.read_config(file), str(file))
-
-
-def free_name(asked: training.Extension) -> Path:
-    """RUN-extended, numbered if there is one already."""
-    folder = asked.run.folder
-    taken = lambda path: path.exists() or path.with_name(path.name + ".partial").exists()
-    names = (f"{folder.name}-extended{'' if i == 1 else f'-{i}'}" for i in range(1, 10_000))
-    return next(path for name in names if not taken(path := folder.with_name(name)))
 
 
 def show(done: training.Run) -> None:

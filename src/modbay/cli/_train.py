@@ -1,17 +1,15 @@
 """`modbay train`: from labelled data to a folder of modules."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .. import report, training
-from ..errors import ConfigError, Interrupted, ModbayError
-from ._progress import Shown
-from ._say import console, fail, table
+from ..errors import ConfigError
+from ._say import console, table
+from ._work import free_name, print_folder, print_json, work
 
 RUNS = Path("runs")
 
@@ -26,36 +24,21 @@ def run(
     as_json: bool,
 ) -> None:
     """Train, or print the plan."""
-    progress, folder = training.Silent() if as_json else Shown(), out
-    command = shlex.join(["modbay", *sys.argv[1:]])
-    try:
-        if resume is not None:
-            asked, out = resumed(resume), resume
-        else:
-            asked = asked_for(data, flags, sets)
+    with work("train", resume or out, as_json) as doing:
+        asked = resumed(resume) if resume is not None else asked_for(data, flags, sets)
         if dry:
-            show_plan(training.ready(asked, progress), as_json)
+            show_plan(training.ready(asked, doing.progress), as_json)
             return
-        folder = out or free_name(asked)
+        doing.folder = doing.folder or free_name(RUNS / name_of(asked))
         done = training.train(
-            asked, folder, resume=resume is not None, progress=progress, command=command, page=report.write
-        )
-    except Interrupted as stopped:
-        print(f"modbay: {stopped}. To go on: modbay train --resume {folder}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except ModbayError as error:
-        fail(str(error))
-    except OSError as error:
-        begun = folder is not None and training.unfinished(folder).exists()
-        more = f" What it reached is kept; go on with modbay train --resume {folder}" if begun else ""
-        fail(f"{error.filename or folder}: {error.strerror or error}.{more}")
+            asked, doing.folder, resume=resume is not None, progress=doing.progress, command=doing.command,
+            page=report.write,
+        )  # fmt: skip
     if as_json:
-        print(json.dumps({"folder": str(done.folder), **done.facts}, indent=1, ensure_ascii=False))
+        print_json(done.folder, done.facts)
         return
     show_results(done.facts)
-    console().print(
-        f"\n{done.folder}/ holds the modules, predictions and facts; open {done.folder}/report.html", soft_wrap=True
-    )
+    print_folder(done.folder, "holds the modules, predictions and facts")
 
 
 def asked_for(data: list[str], flags: dict[str, Any], sets: list[str]) -> training.Config:
@@ -102,7 +85,7 @@ def tasks(data: list[str]) -> Any:
 
 def resumed(folder: Path) -> training.Config:
     """What the unfinished run of a folder was asked for."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = training.unfinished(folder)
     if folder.exists():
         raise ConfigError(f"--resume {folder}: that run is finished.")
     if not (partial / "run.yaml").is_file():
@@ -110,11 +93,9 @@ def resumed(folder: Path) -> training.Config:
     return training.config(training.read_config(partial / "run.yaml"), str(partial / "run.yaml"))
 
 
-def free_name(asked: training.Config) -> Path:
-    """runs/TASK-METHOD, numbered if there is one already."""
-    name = f"{'-'.join(asked.sources)[:60]}-{asked.method or ('bays' if asked.bays else 'shared')}"
-    taken = lambda path: path.exists() or path.with_name(path.name + ".partial").exists()
-    return next(p for i in range(1, 10_000) if not taken(p := RUNS / (name if i == 1 else f"{name}-{i}")))
+def name_of(asked: training.Config) -> str:
+    """TASK-METHOD."""
+    return f"{'-'.join(asked.sources)[:60]}-{asked.method or ('bays' if asked.bays else 'shared')}"
 
 
 def show_plan(ready: Any, as_json: bool) -> None:

@@ -5,14 +5,12 @@ Cosines of updates, not of factors: A and B of a low-rank update are only known 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..abstract import Delta, ParameterComposition, Site
+from ..abstract import Delta, ParameterComposition
 from ..attach import Bay
 from ..core import Part
 from ..deltas import Bias, LowRank, Sum
@@ -102,16 +100,16 @@ def _update(part: Part, place: Place) -> Iterator[tuple[str, LowRank | Tensor]]:
             base = place.target.get_submodule(path)._parameters[last]
             yield name, _wide(tensor) - _wide(base)  # type: ignore[arg-type]
         return
-    site = _view(place)
+    site, name = place.view(), place.site.parameter
     params = {key: _wide(tensor) for key, tensor in part.tensors().items()}
     for delta in _leaves(part.kind.delta(params, site)):  # type: ignore[union-attr]
         if isinstance(delta, LowRank):
-            yield site.parameter, delta
+            yield name, delta
         elif isinstance(delta, Bias):
             yield "bias", delta.bias
         else:
             weight, bias = delta.dense(site)
-            yield site.parameter, weight
+            yield name, weight
             if bias is not None:
                 yield "bias", bias
 
@@ -119,17 +117,6 @@ def _update(part: Part, place: Place) -> Iterator[tuple[str, LowRank | Tensor]]:
 def _wide(tensor: Tensor) -> Tensor:
     known = tensor.is_floating_point()
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) if known else tensor
-
-
-def _view(place: Place) -> Site:
-    """The site with the weight and bias that a delta sees: its own slice, and no narrower than float32."""
-    own, cut, site = place.target._parameters, place.features or slice(None), place.site
-    weight, bias = own.get(site.parameter), own.get("bias")
-    if weight is None:
-        return site
-    weight = weight[..., cut] if site.form == "transposed" else weight[cut]
-    module: Any = SimpleNamespace(**{site.parameter: _wide(weight)}, bias=None if bias is None else _wide(bias[cut]))
-    return replace(site, module=module)
 
 
 def _leaves(delta: Delta) -> Iterable[Delta]:
@@ -144,7 +131,7 @@ def _products(several: list[tuple[int, LowRank | Tensor]], place: Place) -> Iter
     lows = [piece for _, piece in several if isinstance(piece, LowRank)]
     owners = [i for i, _ in several]
     if len(lows) < len(several):
-        site = _view(place)
+        site = place.view()
         dense = [piece.dense(site)[0] if isinstance(piece, LowRank) else piece for _, piece in several]
         flat = torch.stack([tensor.flatten() for tensor in dense])
         yield owners, flat @ flat.mT

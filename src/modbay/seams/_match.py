@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..abstract import Site
@@ -22,6 +24,18 @@ class Place:
     target: nn.Module
     features: slice | None = None
     entry: str | None = None  # the target at which a span begins
+
+    def view(self) -> Site:
+        """The site with the weight and bias as a delta sees them: its own slice, and no narrower than float32."""
+        own = self.target._parameters
+        weight, bias = own.get(self.site.parameter), own.get("bias")
+        if weight is None:
+            return self.site
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        cut = self.features or slice(None)
+        weight = (weight[..., cut] if self.site.form == "transposed" else weight[cut]).to(dtype)
+        module: Any = SimpleNamespace(weight=weight, bias=None if bias is None else bias[cut].to(dtype))
+        return replace(self.site, module=module, parameter="weight", dtype=dtype)
 
 
 @dataclass(frozen=True)

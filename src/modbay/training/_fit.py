@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from ._best import Best
 from ._build import Network, add_bays, add_heads, bare, groups, method_bays
 from ._config import Config
 from ._facts import facts
-from ._new import free
+from ._new import Page, free
 from ._plan import balance, plan, steps_of
 from ._predict import predict
 from ._probe import prepare
@@ -34,7 +34,6 @@ from ._stream import Streamed
 from ._tasks import Tasks, absolute, columns, read_tasks
 from ._trainer import ModularTrainer, Ordered, checkpoints
 
-Page = Callable[[Path, dict[str, Any]], object]
 EVALUATIONS = 10  # a run, unless it says how often
 
 

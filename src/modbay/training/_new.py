@@ -2,12 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from ._run import unfinished
+
+Page = Callable[[Path, dict[str, Any]], object]  # writes report.html from the facts
 
 
 def free(out: Path, *, resume: bool | None = None) -> Path:

@@ -15,7 +15,7 @@ from ...errors import ConfigError, ModbayError, ProofError, listed
 from ...metrics import Record
 from .._build import Network
 from .._facts import instruments, machine, peak
-from .._new import free, new_folder
+from .._new import Page, free, new_folder
 from .._predict import predict
 from .._progress import Progress, Silent
 from .._run import Run, open_run, write_json, write_network
@@ -49,6 +49,7 @@ def adapt(
     value: str | None = None, shots: int | None = None, folds: int = 4, steps: int = STEPS, lr: float | None = None,
     test: str | float | None = None, text: Any = None, target: str | None = None, kind: str | None = None,
     head: str = "tuned", seed: int = 0, progress: Progress | None = None, command: str = "",
+    page: Page | None = None,
 ) -> Run:  # fmt: skip
     """Try ways to serve what is new, take one by cross-validation, and write the run with it to the folder `out`.
 
@@ -101,6 +102,8 @@ def adapt(
         seconds = time.perf_counter() - began
         said |= {"time": {"adapt": round(seconds, 2)}, "seconds": round(seconds, 1), "memory": {"peak_mib": peak()}}
         write_json(partial / "run.json", said)
+        if page is not None:
+            page(partial / "report.html", said)
     return open_run(out)
 
 

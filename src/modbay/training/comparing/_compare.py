@@ -27,7 +27,7 @@ from .._build import Network, add_bays, add_heads, bare, learning, method_bays
 from .._config import Config, read_config
 from .._facts import machine, peak
 from .._fit import atomic, train
-from .._new import free
+from .._new import Page, free
 from .._plan import balance, steps_of
 from .._probe import prepare
 from .._processes import several
@@ -114,8 +114,9 @@ def tried(network: Network, config: Config, name: str) -> int:
 
 
 def compare(
-    asked: Comparison, out: str | Path, *, resume: bool = False, progress: Progress | None = None, command: str = ""
-) -> Compared:
+    asked: Comparison, out: str | Path, *, resume: bool = False, progress: Progress | None = None, command: str = "",
+    page: Page | None = None,
+) -> Compared:  # fmt: skip
     """Run every method with every seed, and write the comparison to the folder `out`, which must not exist.
 
     resume: go on where an unfinished comparison of `out` was. Raises ConfigError or DataError before anything is
@@ -148,6 +149,9 @@ def compare(
                 train(config, folder, resume=True, progress=Within(progress, said), command=again, tasks=start.tasks)
     facts = gathered(plan, partial, command, progress)
     write_json(partial / "compare.json", facts)
+    if page is not None:
+        for told in [partial / "compare.json", *sorted(partial.glob("*/run.json"))]:
+            page(told.parent / "report.html", read_json(told))
     for seed in plan.asked.seeds:
         shutil.rmtree(partial / f"start-{seed}", ignore_errors=True)
     os.replace(partial, out)

@@ -16,7 +16,7 @@ from ...metrics import write_records
 from ...routing import Skills
 from .._facts import facts
 from .._fit import Ready, atomic, finish, fit
-from .._new import free
+from .._new import Page, free
 from .._plan import plan
 from .._predict import predict
 from .._progress import Progress, Silent
@@ -68,8 +68,9 @@ def ready_to_extend(asked: Extension, progress: Progress | None = None) -> Exten
 
 
 def extend(
-    asked: Extension, out: str | Path, *, resume: bool = False, progress: Progress | None = None, command: str = ""
-) -> Run:
+    asked: Extension, out: str | Path, *, resume: bool = False, progress: Progress | None = None, command: str = "",
+    page: Page | None = None,
+) -> Run:  # fmt: skip
     """Extend a run as asked, and write the whole of it to the folder `out`, which must not exist; returns it, opened.
 
     What the run's own rows use is frozen. That their logits are what they were is measured, on what was written:
@@ -91,7 +92,10 @@ def extend(
     write_json(partial / ARRIVED, {"format": 1, "arrivals": ways})
     said = proved(going, partial, progress)
     seconds = {"train": trained, "all": time.perf_counter() - began}
-    write_json(partial / "run.json", _facts(going, records, curve, command, seconds, said))
+    told = _facts(going, records, curve, command, seconds, said)
+    write_json(partial / "run.json", told)
+    if page is not None:
+        page(partial / "report.html", told)
     finish(partial, out)
     return open_run(out)
 
