@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CallError, CompositionError, LabelError
-from .types import Labels, Params
+from .types import Labels, Params, System
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +124,7 @@ class Kind(ABC):
     neutral: ClassVar[bool] = True  # claims to change nothing when it is new
     constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
     keywords: ClassVar[tuple[str, ...]] = ()  # the labels of a call that it reads
+    systems: ClassVar[tuple[System, ...]] = ()  # of the literature, that it is or can be
 
     @abstractmethod
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
@@ -285,6 +286,7 @@ class Router(nn.Module, ABC):
 
     keywords: tuple[str, ...] = ()  # the labels that it reads
     reads_x: ClassVar[bool] = True  # False: labels alone decide
+    systems: ClassVar[tuple[System, ...]] = ()  # of the literature, that it is or can be
     names: tuple[str, ...] = ()  # the modules between which it chooses
     sites: tuple[str, ...] = ()  # of a router that is shared: where, in order
 
@@ -306,6 +308,8 @@ class Router(nn.Module, ABC):
 
 class Aggregator(nn.Module, ABC):
     """A: how the active modules become one output."""
+
+    systems: ClassVar[tuple[System, ...]] = ()  # of the literature, that it is or can be
 
     def build(self, site: Site) -> None:
         """Make the parameters that depend on the site. Here: none."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..abstract import ParameterComposition, Site
 from ..deltas import LowRank
 from ..errors import CompositionError
-from ..types import Params
+from ..types import Params, System
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class LoRA(ParameterComposition):
     """
 
     batched: ClassVar[bool] = True
+    systems: ClassVar[tuple[System, ...]] = (
+        System(
+            (22,),
+            "mb.LoRA(8, alpha=16)",
+            ("tests/test_kinds.py::test_lora_is_w_plus_scaled_ba", "tests/test_peft.py::test_lora"),
+        ),
+    )
     rank: int = 8
     alpha: float | None = None
     stable: bool = False
