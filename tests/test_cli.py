@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 import modbay as mb
 from modbay.cli import app
-from modbay.methods import METHODS
 
 
 def call(*args: str, code: int = 0) -> str:
@@ -146,26 +145,6 @@ def test_inspect_pattern_that_matches_nothing(bert):
     assert "Modules are named like 'query'" in call("inspect", bert, "--at", "*.quary", code=1)
     assert "the roles are" in call("inspect", bert, "--at", "role.nothing", code=1)
     assert "take [mb.role.query" in call("inspect", bert, "--at", "role.qkv", code=1)
-
-
-def test_methods_lists_all_that_modbay_exports():
-    listed = {m["name"]: m for m in json.loads(call("methods", "--json"))}
-    bases = (mb.Kind, mb.Router, mb.Aggregator)
-    abstract = {mb.ParameterComposition, mb.InputComposition, mb.FunctionComposition, mb.Replacement, mb.Generator}
-    public = {n for n, v in vars(mb).items() if isinstance(v, type) and issubclass(v, bases)}
-    assert set(listed) == public - {c.__name__ for c in (*bases, *abstract)} | set(METHODS)
-    assert all(m["summary"] and m["doc"] and m["source"] for m in listed.values())
-    assert listed["LoRA"]["arxiv"] == ["2106.09685", "2312.03732"]
-    assert listed["LoRA"]["signature"] == "LoRA(rank=8, alpha=None, stable=False)"
-    assert listed["Hyper"]["term"] == "generator" and listed["Skills"]["term"] == "router"
-    said = call("methods")
-    assert all(name in said for name in listed)
-
-
-def test_methods_in_full_and_near():
-    said = call("methods", "lora")
-    assert said.startswith("mb.LoRA(rank=8") and "Hu, Shen, Wallis" in said
-    assert "Near: LoRA" in call("methods", "Lorra", code=1)
 
 
 def test_demo_passes_its_arguments_on(monkeypatch, tmp_path):

@@ -122,6 +122,7 @@ class Kind(ABC):
     tied: ClassVar[bool] = False  # ties the examples of a batch together (batch statistics)
     enters: ClassVar[bool] = False  # its delta acts on x before f, which must be affine
     neutral: ClassVar[bool] = True  # claims to change nothing when it is new
+    folds: ClassVar[bool] = False  # its change can go into the base's weights
     constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
     keywords: ClassVar[tuple[str, ...]] = ()  # the labels of a call that it reads
     systems: ClassVar[tuple[System, ...]] = ()  # of the literature, that it is or can be
@@ -142,6 +143,8 @@ class Kind(ABC):
 
 class ParameterComposition(Kind):
     """f_{θ ⊕ φ}(x): the module changes f's parameters by a delta (survey section 3.1)."""
+
+    folds: ClassVar[bool] = True
 
     @abstractmethod
     def delta(self, params: Params, site: Site) -> "Delta":

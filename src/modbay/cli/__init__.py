@@ -158,18 +158,21 @@ def inspect(
 @app.command()
 def methods(
     names: Annotated[list[str] | None, typer.Argument(help="Only these, in full.", metavar="NAME")] = None,
+    axis: Annotated[str | None, typer.Option("--axis", help="Only routing, aggregation, hypernetwork …")] = None,
     json: Json = False,
+    page: Annotated[bool, typer.Option("--page", help="As Markdown, for docs/methods.md.")] = False,
 ) -> None:
-    """Print the catalogue: every kind, router and aggregator, what it computes, and its source.
+    """Print the catalogue: every kind, router, aggregator and system, what it computes, how to build it, its source.
 
     \b
     modbay methods                    all of them, a line each
-    modbay methods LoRA Skills        two, in full
+    modbay methods LoRA Skills 39     three, in full: by name, or by the survey's number
+    modbay methods --axis routing
     modbay methods --json
     """
     from ._methods import run
 
-    run(names or [], json)
+    run(names or [], axis, json, page)
 
 
 @app.command()

@@ -1,106 +1,89 @@
-"""`modbay methods`: the catalogue, read from the classes themselves."""
+"""`modbay methods`: the catalogue, as a table, in full, as JSON or as a page."""
 
-import inspect
 import json
-import re
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 
-import modbay
-
-from .. import methods as named
+from ..methods import AXES, Entry, catalogue
 from ._say import console, fail, table
 
-TERMS = {
-    "parameter composition": modbay.ParameterComposition,
-    "input composition": modbay.InputComposition,
-    "function composition": modbay.FunctionComposition,
-    "replacement": modbay.Replacement,
-    "generator": modbay.Generator,
-    "router": modbay.Router,
-    "aggregator": modbay.Aggregator,
-}
-HEADINGS = {
-    "Kinds (m)": [t for t in TERMS if t not in ("router", "aggregator")],
-    "Routers (r)": ["router"],
-    "Aggregators (A)": ["aggregator"],
-    "Methods of a run": ["method"],
-}
-ARXIV = re.compile(r"(?<![\d.])\d{4}\.\d{4,5}(?![\d.])")
+HEADS = ("name", "systems", "§", "what it computes", "how to build it", "folds")
+TITLES = {"composition": "Compositions, and methods of a run"}
 
 
-@dataclass(frozen=True)
-class Method:
-    """One class: its name, which term of the equation it is, its signature, and what its docstrings say."""
-
-    name: str
-    term: str
-    signature: str
-    summary: str
-    arxiv: list[str]
-    source: str
-    doc: str
-
-
-def catalogue() -> list[Method]:
-    """Every method that modbay exports, in the order of TERMS."""
-    public = [value for name, value in vars(modbay).items() if isinstance(value, type) and not name.startswith("_")]
-    parts = [method(c, term) for term, base in TERMS.items() for c in public if issubclass(c, base) and c is not base]
-    return [*parts, *map(composed, named.METHODS.values())]
-
-
-def method(cls: type, term: str) -> Method:
-    """What a class says of itself; its paper stands in its file's first lines."""
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    file = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
-    paragraphs = [" ".join(paragraph.split()) for paragraph in file.split("\n\n")]
-    first = " ".join(doc.split("\n\n")[0].split())
-    first = re.sub(r" \(survey section [^)]*\)", "", first)
-    summary = re.split(r"(?<=[.:]) (?=[A-Zα-ω(]|mb\.)", first)[0]
-    source = " ".join(paragraphs[1:] or paragraphs)
-    return Method(cls.__name__, term, signature(cls), summary, ARXIV.findall(file), source, doc)
-
-
-def composed(one: named.Method) -> Method:
-    """A named composition, which `modbay train --method` takes."""
-    options = ", ".join(f"{name}={default!r}" for name, default in one.options.items())
-    doc = f"{one.title}. {one.summary}\n\nWhen: {one.when}\n\n{inspect.cleandoc(one.make.__doc__ or '')}"
-    arxiv = ARXIV.findall(one.source)
-    return Method(one.name, "method", f"{one.name}({options})", one.summary, arxiv, one.source, doc)
-
-
-def signature(cls: type) -> str:
-    """`LoRA(rank=8, alpha=None)`: the arguments, which are the config."""
-    if cls.__init__ is modbay.Router.__init__ or cls.__init__ is modbay.Aggregator.__init__:
-        return f"{cls.__name__}()"
-    said = inspect.signature(cls)
-    bare = [p.replace(annotation=inspect.Parameter.empty) for p in said.parameters.values()]
-    return f"{cls.__name__}{said.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
-
-
-def run(names: list[str], as_json: bool) -> None:
-    """Print all methods, a line each; or those named, in full."""
-    methods = catalogue()
-    known = {m.name.lower(): m for m in methods}  # a method may be named as a class is, but for its case
-    for name in names:
-        if name.lower() not in known:
-            near = get_close_matches(name.lower(), known, 3)
-            said = ", ".join(known[n].name for n in near) or "`modbay methods` lists all of them"
-            fail(f"NAME={name!r}: there is no such method. Near: {said}.")
-    chosen = [m for name in names for m in methods if m.name.lower() == name.lower()] or methods
-    if as_json:
-        print(json.dumps([asdict(m) for m in chosen], indent=2, ensure_ascii=False))
-        return
-    out = console()
+def run(names: list[str], axis: str | None, as_json: bool, as_page: bool) -> None:
+    """Print all rows, those of an axis, or those named, in full."""
+    rows = catalogue()
+    if axis is not None:
+        chosen = [one for one in AXES if axis.lower() in one]
+        if not chosen:
+            fail(f"--axis {axis}: there is no such axis. They are {', '.join(AXES)}.")
+        rows = [row for row in rows if row.axis in chosen]
     if names:
-        for m in chosen:
-            out.print(f"{'' if m.term == 'method' else 'mb.'}{m.signature}\n{m.term}\n\n{m.doc}\n\n{m.source}\n")
-        return
-    for heading, terms in HEADINGS.items():
-        rows = [(m.name, m.term, m.summary, ", ".join(m.arxiv)) for m in chosen if m.term in terms]
-        kinds = len(terms) > 1
-        heads = (heading, "how", "what it computes", "arXiv") if kinds else (heading, "what it computes", "arXiv")
-        out.print(table(heads, rows if kinds else [(a, c, d) for a, _, c, d in rows]))
+        rows = [row for name in names for row in named(name, rows)]
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    elif as_page:
+        print(page(rows))
+    elif names:
+        for row in rows:
+            console().print(full(row), soft_wrap=True)
+    else:
+        show(rows)
+
+
+def named(name: str, rows: Sequence[Entry]) -> list[Entry]:
+    """The rows of a part or a system, by name or number, case aside."""
+    found = [r for r in rows if name.lower() in (r.name.lower(), r.part.lower()) or name in map(str, r.systems)]
+    if not found:
+        known = {one.lower(): one for row in rows for one in (row.name, row.part)}
+        near = ", ".join(known[one] for one in get_close_matches(name.lower(), known, 3))
+        fail(f"NAME={name!r}: there is no such method. Near: {near or '`modbay methods` lists all of them'}.")
+    exact = [row for row in found if row.name.lower() == name.lower()]
+    return exact or found
+
+
+def show(rows: Sequence[Entry]) -> None:
+    """A table an axis."""
+    out = console()
+    for axis in dict.fromkeys(row.axis for row in rows):
+        mine = [row for row in rows if row.axis == axis]
+        title = TITLES.get(axis, axis.capitalize())
+        out.print(table((title, *HEADS[1:]), [cells(row) for row in mine]))
         out.print()
-    out.print("`modbay methods NAME` prints one in full: its equation, arguments and source.")
+    out.print("`modbay methods NAME` prints one in full: its equation, arguments, source and tests.")
+
+
+def cells(row: Entry) -> tuple[str, ...]:
+    """A row for people."""
+    folds = {True: "yes", False: "no", None: ""}[row.folds]
+    return row.name, ", ".join(map(str, row.systems)), row.section, row.equation, row.build, folds
+
+
+def full(row: Entry) -> str:
+    """All that is known of a row."""
+    numbers = f", systems {', '.join(map(str, row.systems))}" if row.systems else ""
+    parts = [f"{row.build}\n{row.name}: {row.axis}, survey section {row.section}{numbers}", row.doc, row.source]
+    return "\n\n".join(part for part in [*parts, "\n".join(row.tests)] if part) + "\n"
+
+
+def page(rows: Sequence[Entry]) -> str:
+    """The catalogue in Markdown, docs/methods.md."""
+    said = "Written by `modbay methods --page`, from the code; systems are numbered as the survey's list has them."
+    lines = ["# Methods", "", said]
+    heads = (*HEADS, "source")
+    for axis in dict.fromkeys(row.axis for row in rows):
+        lines += ["", f"## {TITLES.get(axis, axis.capitalize())}", "", in_bars(heads), in_bars(["---"] * len(heads))]
+        lines += [in_bars(linked(row)) for row in rows if row.axis == axis]
+    return "\n".join(lines)
+
+
+def linked(row: Entry) -> list[str]:
+    """A row for the page, with links to its papers."""
+    *said, build, folds = (one.replace("|", "\\|") for one in cells(row))
+    return [*said, f"`{build}`", folds, ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in row.arxiv)]
+
+
+def in_bars(said: Sequence[str]) -> str:
+    return f"| {' | '.join(said)} |"

@@ -10,6 +10,7 @@ from torch import nn
 from ..abstract import Aggregator, Kind, Router
 from ..aggregation import WeightedSum
 from ..errors import ConfigError
+from ..types import System
 from ._at import default_at, place
 from ._classes import described, fits, near, worded
 
@@ -45,7 +46,8 @@ class Method:
     make(values, by, kind, at, **options): the bays, in the order in which they are attached; `build` calls it.
     title, summary: for tables; source: the paper; when: to take it. sites(model): where it goes if
     nothing is said. needs_at: whether those are the base's query, value and feed-forward layers. labels: how many
-    labels it wants. router_lr: how many times faster than its modules its router should learn.
+    labels it wants. router_lr: how many times faster than its modules its router should learn. systems: of the
+    literature, that it is.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Method:
     needs_at: bool = True
     labels: int = 1
     router_lr: float = 1.0
+    systems: tuple[System, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Full(Replacement):
     batched: ClassVar[bool] = True
     tokenwise: ClassVar[bool] = False
     neutral: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
 
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         return {site.name: self._one(site) for site in sites}
