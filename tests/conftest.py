@@ -101,6 +101,25 @@ def tiny_base(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_generators(tiny_base, tmp_path_factory) -> dict[str, Path]:
+    """Folders with a random GPT-2 ("causal") and a random T5 ("seq2seq"), as small, with the same tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_base)
+    common = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 3}
+    gpt = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, **common)
+    t5 = transformers.T5Config(
+        d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0, **common
+    )
+    torch.manual_seed(0)
+    models = {"causal": transformers.GPT2LMHeadModel(gpt), "seq2seq": transformers.T5ForConditionalGeneration(t5)}
+    folder = tmp_path_factory.mktemp("generators")
+    for kind, model in models.items():
+        model.save_pretrained(folder / kind)
+        tokenizer.save_pretrained(folder / kind)
+    return {kind: folder / kind for kind in models}
+
+
 def tiny_rows(languages=("en", "de"), each: int = 20, seed: int = 0) -> list[tuple[str, str, str]]:
     """(text, target, language): a text is three words of its target's, in its language, and a number."""
     rng, rows = random.Random(seed), []

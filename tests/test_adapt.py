@@ -210,8 +210,8 @@ def test_a_new_task_that_is_measured(trained, tmp_path):
     assert made.facts["proof"][-1]["changed"] == 0
 
 
-@pytest.mark.parametrize("kind", ["masked", "tagging"])
-def test_other_kinds(tiny_base, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["masked", "tagging", "causal", "seq2seq"])
+def test_other_kinds(tiny_base, tiny_generators, tmp_path, kind):
     heads, tags = (
         ("text", "target", "language"),
         lambda text: " ".join("NAME" if w < "m" else "O" for w in text.split()),
@@ -219,11 +219,13 @@ def test_other_kinds(tiny_base, tmp_path, kind):
     rows = [(text, tags(text), language) for text, _, language in tiny_rows(each=3)]
     data = write_csv(tmp_path / "said.csv", rows, heads)
     new = write_csv(tmp_path / "fr.csv", [(text, tags(text), "fr") for text, *_ in tiny_rows(("fr",), 3, 2)], heads)
-    given = {"base": str(tiny_base), "data": str(data), "by": "language", "method": "private", "kind": kind, "steps": 1}
-    run = training.train(training.config({**given, "layers": 1, "probe": 5}), tmp_path / "run")
+    base = str(tiny_generators.get(kind, tiny_base))
+    given = {"base": base, "data": str(data), "by": "language", "method": "private", "kind": kind, "steps": 1}
+    more = {} if kind in tiny_generators else {"layers": 1, "probe": 5}
+    run = training.train(training.config({**given, **more}), tmp_path / "run")
     made = training.adapt(run, str(new), tmp_path / "new", value="language=fr", folds=2, steps=2)
     assert len(made.facts["compare"]["rows"]) == 6 and made.facts["proof"][-1]["changed"] == 0
-    assert made.facts["compare"]["metric"].startswith("− loss" if kind == "masked" else "accuracy")
+    assert made.facts["compare"]["metric"].startswith("accuracy" if kind == "tagging" else "− loss")
 
 
 @pytest.mark.parametrize(
@@ -272,3 +274,12 @@ def test_the_command(trained, rows, tmp_path):
     assert "average is the one way" in done.stdout and "accuracy" in done.stdout
     done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "new")])
     assert done.exit_code == 1 and "exists" in done.output
+
+
+def test_the_command_takes_a_task_by_name(trained, rows, tmp_path):
+    given = ["adapt", str(trained("private").folder), f"orders={rows}", "--steps", "1", "--ways", "scratch"]
+    done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "new"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["adapt"]["task"] == "orders"
+    done = CliRunner().invoke(app, [*given, "--task", "mails", "--out", str(tmp_path / "other")])
+    assert done.exit_code == 1 and "two names for one task" in done.output

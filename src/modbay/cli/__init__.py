@@ -345,7 +345,7 @@ def compare(
 @app.command()
 def adapt(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    data: Annotated[str, typer.Argument(help="The few rows: a file, a folder, or a datasets id.")],
+    data: Annotated[str, typer.Argument(help="The few rows: a file, a folder, or a datasets id; or NAME=FILE.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the run with what is new is written.")],
     ways: Annotated[str | None, typer.Option("--ways", help="Only these, with commas between; one is taken.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="The new task's name [the file's].")] = None,

@@ -14,6 +14,7 @@ def run(folder: Path, data: str, out: Path, ways: str | None, given: dict[str, A
     """Adapt, and print how each way did, which was taken, and why."""
     with work("adapt", out, as_json) as doing:
         given["test"] = share(given["test"])
+        data, given["task"] = named(data, given["task"])
         asked = None if ways is None else [way.strip() for way in ways.split(",") if way.strip()]
         done = training.adapt(
             folder, data, out, ways=asked, progress=doing.progress, command=doing.command, page=report.write, **given
@@ -23,6 +24,16 @@ def run(folder: Path, data: str, out: Path, ways: str | None, given: dict[str, A
         return
     show(done)
     print_folder(done.folder, "is the run with it")
+
+
+def named(data: str, task: str | None) -> tuple[str, str | None]:
+    """(file, task) of NAME=FILE, as the other commands take it, or of FILE."""
+    name, equals, file = data.partition("=")
+    if not equals or Path(data).exists():
+        return data, task
+    if task not in (None, name):
+        raise ConfigError(f"DATA={data}, --task {task}: two names for one task; give one.")
+    return file, name
 
 
 def share(given: str | None) -> str | float | None:
