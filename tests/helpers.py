@@ -90,6 +90,17 @@ LANGUAGE = {"language": lambda rows: [("en", "de", None, "sw")[i % 4] for i in r
 KINDS: list[Case] = [
     Case("lora", lambda: mb.LoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("lora-stable", lambda: mb.LoRA(3, alpha=2.0, stable=True), LINEAR, folds=True),
+    Case(
+        "lora-started",
+        lambda: mb.LoRA(2, alpha=3.0, start="pissa", bias=True),
+        LINEAR + CONVOLUTION + EMBEDDING,
+        folds=True,
+    ),
+    Case("dora", lambda: mb.DoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("loha", lambda: mb.LoHa(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("lokr", lambda: mb.LoKr(1, both=True), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("krona", lambda: mb.LoKr(None, alpha=2.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("vera", lambda: mb.VeRA(3), LINEAR, folds=True),
     Case("bottleneck", lambda: mb.Bottleneck(3), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
     Case("bottleneck-norm", lambda: mb.Bottleneck(3, norm=True, scale="learned"), LINEAR + CONVOLUTION + BLOCK),
     Case(
@@ -97,6 +108,8 @@ KINDS: list[Case] = [
         lambda: mb.Bottleneck(3, placement="parallel", scale=4.0, norm=True, std=0.1, activation="gelu"),
         LINEAR + CONVOLUTION + NORM + BLOCK,
     ),
+    Case("compacter", lambda: mb.Compacter(2, size=4, std=0.3), LINEAR + EMBEDDING + NORM + BLOCK),
+    Case("compacter-phm", lambda: mb.Compacter(2, rank=None, std=0.3, activation="relu"), LINEAR + BLOCK),
     Case("ia3", lambda: mb.IA3(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
     Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),
     Case("bitfit", lambda: mb.BitFit(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),

@@ -25,6 +25,7 @@ from .core import Modular as Modular
 from .deltas import Bias as Bias
 from .deltas import Dense as Dense
 from .deltas import InputScale as InputScale
+from .deltas import Kronecker as Kronecker
 from .deltas import LowRank as LowRank
 from .deltas import Mask as Mask
 from .deltas import Scale as Scale

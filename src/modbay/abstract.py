@@ -124,6 +124,8 @@ class Kind(ABC):
     neutral: ClassVar[bool] = True  # claims to change nothing when it is new
     folds: ClassVar[bool] = False  # its change can go into the base's weights
     constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
+    remade: ClassVar[tuple[str, ...]] = ()  # of the constants, those that follow from fields and sites: files lack them
+    reads_weight: ClassVar[bool] = False  # its delta depends on the base's weight
     keywords: ClassVar[tuple[str, ...]] = ()  # the labels of a call that it reads
     systems: ClassVar[tuple[System, ...]] = ()  # of the literature, that it is or can be
 

@@ -88,6 +88,35 @@ class LowRank(Delta):
 
 
 @dataclass(frozen=True, eq=False)
+class Kronecker(Delta):
+    """ΔW = C ⊗ D of W (o₁o₂, i₁i₂), with C (o₁, i₁) and D (o₂, i₂); D (o₂, i₂, *kernel) at a convolution."""
+
+    c: Tensor
+    d: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        if site.form in ("linear", "transposed"):
+            group = x.shape[: self.c.ndim - 2]
+            hidden = linear(x.reshape(*group, -1, self.c.shape[-1], self.d.shape[-1]), self.d)  # (…, i₁, o₂)
+            product = self.c.unsqueeze(-3) @ hidden  # (…, o₁, o₂)
+            return product.reshape(*x.shape[:-1], -1)
+        if self.c.ndim == 3:
+            return torch.func.vmap(lambda c, d, x, y: Kronecker(c, d).apply(x, y, site))(self.c, self.d, x, y)
+        if site.form == "embedding":  # the columns of C and D that make a token's column
+            width = self.d.shape[1]
+            left, right = F.embedding(x // width, self.c.mT), F.embedding(x % width, self.d.mT)
+            return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+        return act(site, self.dense(site)[0], x)
+
+    def scale(self, factor: Tensor | float) -> "Kronecker":
+        return replace(self, c=grow(factor, self.c))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        product = torch.kron(self.c.view(*self.c.shape, *[1] * (self.d.ndim - 2)), self.d)
+        return (product.mT if site.form in ("transposed", "embedding") else product), None
+
+
+@dataclass(frozen=True, eq=False)
 class Sparse(Delta):
     """ΔW of given values at given flat indices of the weight: indices (k,) int64, values (k,)."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type
-from .deltas import Bias, InputScale, LowRank, Scale, Sum
+from .deltas import Bias, InputScale, Kronecker, LowRank, Scale, Sum
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
@@ -203,8 +203,10 @@ def _reads_weight(part: Part, site: Site) -> bool:
     """Whether what a part computes depends on the base's weight, beside f's output."""
     if isinstance(part.kind, FunctionComposition):
         return False
-    known = isinstance(part.kind, ParameterComposition)
-    return not known or not all(isinstance(leaf, (LowRank, Bias, Scale)) for leaf in _leaves(_delta(part, 1.0, site)))
+    if part.kind.reads_weight or not isinstance(part.kind, ParameterComposition):
+        return True
+    apart = (LowRank, Kronecker, Bias, Scale)
+    return not all(isinstance(leaf, apart) for leaf in _leaves(_delta(part, 1.0, site)))
 
 
 def _contains(outer: nn.Module, inner: nn.Module) -> bool:

@@ -36,7 +36,7 @@ class Part(nn.Module):
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(name, tensor)
             else:
-                self.register_buffer(name, tensor)
+                self.register_buffer(name, tensor, persistent=name not in kind.remade)
 
     def tensors(self) -> dict[str, Any]:
         return {**self._parameters, **self._buffers} if self._buffers else self._parameters

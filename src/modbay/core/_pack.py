@@ -46,7 +46,9 @@ class Packed(Part):
         return {name: tensor[self.row] for name, tensor in pool._buffers.items()}
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        return self.tensors() if destination is None else destination  # a parent finds them in the pool
+        if destination is not None:  # a parent finds them in the pool
+            return destination
+        return {name: tensor for name, tensor in self.tensors().items() if name not in self.kind.remade}
 
 
 def pack(modular: Modular, names: Sequence[str]) -> None:

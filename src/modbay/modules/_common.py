@@ -1,7 +1,7 @@
 """What several kinds share: non-linear functions by name, and a projection drawn as nn.Linear draws its own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,3 +54,35 @@ def features_last(site: Site, kind: str) -> None:
             f"{kind} at site {site.name!r} ({type(site.module).__name__}): its input has no features on the last axis. "
             f"Attach at a Linear, a norm or a block."
         )
+
+
+UPDATED = ("linear", "transposed", "convolution", "embedding")  # the forms of a weight that an update may have
+
+
+def factors(site: Site, rank: int, kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of A and B in ΔW = B A at a site; raises CompositionError where there is no weight to update."""
+    if site.form not in UPDATED:
+        raise CompositionError(
+            f"{kind} at site {site.name!r} ({type(site.module).__name__}): there is no weight to update. Attach at the "
+            f"Linear, Conv1D, Conv or Embedding inside it."
+        )
+    inputs = site.weight.shape[1:] if site.form == "convolution" else (site.features("inputs"),)
+    return (rank, *inputs), (site.features("outputs"), rank)
+
+
+def uniform(site: Site, shape: Sequence[int]) -> Tensor:
+    """A tensor drawn as a Linear's or Conv's weight of that shape."""
+    return nn.init.kaiming_uniform_(site.empty(*shape), a=math.sqrt(5))
+
+
+def matrix(site: Site, kind: str) -> Tensor:
+    """The site's weight as (outputs, inputs · kernel), no narrower than float32; raises CompositionError if the site is
+    a slice of it, or a convolution with groups, whose weight is no such matrix."""
+    weight = site.weight.detach()
+    weight = weight.mT if site.form in ("transposed", "embedding") else weight.flatten(1)
+    if weight.shape[0] != site.outputs or getattr(site.module, "groups", 1) > 1:
+        raise CompositionError(
+            f"{kind} at site {site.name!r} ({type(site.module).__name__}): it starts from the whole weight, and this "
+            f"is a slice of an output, or a convolution with groups. Attach at a whole layer, or use mb.LoRA."
+        )
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -6,3 +6,6 @@ from .grouped import autocasts as autocasts
 from .grouped import linear as linear
 from .lowrank import lowrank as lowrank
 from .lowrank import lowrank_mixture as lowrank_mixture
+from .remade import generator as generator
+from .remade import normals as normals
+from .remade import uniforms as uniforms
