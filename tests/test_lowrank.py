@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import modbay as mb
 from helpers import SITES, fresh
+from modbay.ops.hadamard import hadamard, hadamard_reference
 from test_kinds import close, parts, weight_at
 from test_peft import LAYERS, Net, fill, same
 
@@ -169,6 +170,83 @@ def test_the_layers_of_compacter_share_a(minilm):
     assert sum(p.numel() for p in plus.parameters()) == 4**3 + 6 * one
 
 
+def test_hadamard_is_a_product_with_the_whole_matrix():
+    for n in (1, 2, 64, 256):
+        x = torch.randn(3, n)
+        assert_close(hadamard(x), hadamard_reference(x), atol=1e-5, rtol=1e-5)
+    assert_close(hadamard(hadamard(x)) / 256, x, atol=1e-5, rtol=1e-5)
+
+
+def net_and_vector(kind: mb.Intrinsic):
+    """(two layers, the bay, its tensors by site), after something was learned."""
+    net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4, bias=False))
+    bay = mb.attach(net, at=nn.Linear, modules={"m": kind}, name="task").use("m")
+    for parameter in bay.parameters():
+        nn.init.normal_(parameter)
+    return net, bay, {site: m.parts._modules["m"].tensors() for site, m in bay.modulars.items()}
+
+
+def moved(net: nn.Sequential, x: Tensor, change: Tensor) -> Tensor:
+    """The net with its 54 + 24 parameters, in order, moved."""
+    first, bias, last = change.split((48, 6, 24))
+    hidden = torch.tanh(F.linear(x, net[0].weight + first.view(6, 8), net[0].bias + bias))
+    return F.linear(hidden, net[2].weight + last.view(4, 6))
+
+
+def test_intrinsic_moves_all_sites_by_one_vector(tmp_path):
+    net, bay, p = net_and_vector(mb.Intrinsic(5, "dense"))
+    x, matrix = torch.randn(3, 8), torch.cat([p["0"]["P"], p["2"]["P"]])
+    assert p["0"]["z"] is p["2"]["z"] and [q.shape for q in bay.parameters()] == [(5,)]
+    close(net(x), moved(net, x, matrix @ p["0"]["z"]))
+    close(matrix.norm(dim=0), torch.ones(5))
+    file = next(bay.save(tmp_path).rglob("module.safetensors"))
+    assert {name: t.shape for name, t in load_file(file).items()} == {"0/z": (5,)}  # one vector, and no matrix
+
+
+def test_fastfood_is_a_product_of_simple_matrices(tmp_path):
+    net, bay, p = net_and_vector(mb.Intrinsic(5))
+    twin, x, blocks = copy.deepcopy(bay).detach(), torch.randn(3, 8), []
+    for site, rows in (("0", 54), ("2", 24)):
+        n = 64 if site == "0" else 32
+        h = hadamard_reference(torch.eye(n))
+        g, b, permutation = p[site]["G"], p[site]["B"], p[site]["permutation"]
+        block = h @ g.diag() @ torch.eye(n)[permutation] @ h @ b.float().diag()
+        assert set(b.tolist()) == {-1, 1} and sorted(permutation.tolist()) == list(range(n))
+        blocks.append(block[:rows, :5])
+    close(net(x), moved(net, x, torch.cat(blocks) @ p["0"]["z"]))
+    bay.save(tmp_path)
+    mb.load(twin, tmp_path)["task"].use("m")
+    assert torch.equal(twin(x), net(x))
+
+
+def test_fastfood_keeps_lengths_and_is_the_same_on_every_machine():
+    site = mb.Modular(nn.Linear(40, 30)).site
+    for d in (10, 3000):  # of fewer dimensions than the site, and of more
+        kind = mb.Intrinsic(d)
+        p = fresh(kind, site) | {"z": torch.randn(d)}
+        weight, bias = (part.dense(site)[k] for k, part in enumerate(kind.delta(p, site).parts))
+        length = torch.cat([weight.flatten(), bias]).norm() / p["z"].norm()
+        assert 0.8 < length < 1.25
+    assert fresh(mb.Intrinsic(3), site)["permutation"][:4].tolist() == [1664, 1258, 1955, 72]
+
+
+def test_said_has_a_scale_for_each_site():
+    net, bay, p = net_and_vector(mb.Intrinsic(7, "dense", scaled=True))
+    assert sum(q.numel() for q in bay.parameters()) == 7 and p["0"]["z"].shape == (5,)
+    x = torch.randn(3, 8)
+    change = torch.cat([p[site]["scale"] * (p[site]["P"] @ p[site]["z"]) for site in "02"])
+    close(net(x), moved(net, x, change))
+
+
+def test_what_sites_share_is_shared_after_packing():
+    net, bay, _ = net_and_vector(mb.Intrinsic(5))
+    x = torch.randn(3, 8)
+    want = net(x)
+    assert_close(bay.pack() and net(x), want)
+    bay.unpack()
+    assert len(bay.parameters()) == 1
+
+
 # peft
 
 peft = pytest.importorskip("peft")
@@ -271,6 +349,8 @@ def test_pissa_and_olora_in_peft(start: str):
         (mb.LoHa(2), nn.LayerNorm(8), "no weight"),
         (mb.LoKr(2), nn.Tanh(), "no weight"),
         (mb.VeRA(2), nn.Embedding(5, 8), "Linear and Conv1D"),
+        (mb.Intrinsic(2), nn.LayerNorm(8), "no weight"),
+        (mb.Intrinsic(1, scaled=True), nn.Linear(8, 6), "leaves nothing for z"),
         (mb.Compacter(4), nn.Linear(8, 6), "4 must divide them; the width is 6"),
         (mb.Compacter(2), nn.Conv2d(4, 4, 3), "features on the last axis"),
     ],

@@ -279,8 +279,7 @@ class Bay:
         """Put modules (all, if none is named) into one tensor a site, frozen: quicker to serve, and to compile."""
         for name in names:
             self._part(name)
-        for modular in self.modulars.values():
-            pack(modular, names or self.names())
+        pack(list(self.modulars.values()), names or self.names())
         return self
 
     def unpack(self) -> "Bay":

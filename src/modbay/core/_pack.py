@@ -3,7 +3,8 @@
 A module that is packed does not learn. `torch.compile` takes a packed bay without stacking it in every call.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -51,18 +52,22 @@ class Packed(Part):
         return {name: tensor for name, tensor in self.tensors().items() if name not in self.kind.remade}
 
 
-def pack(modular: Modular, names: Sequence[str]) -> None:
-    """Pack these modules at one site, those of one kind together. What shares its tensors stays as it is."""
+def pack(modulars: Sequence[Modular], names: Sequence[str]) -> None:
+    """Pack these modules at each site, those of one kind together. What shares its tensors, with another module or with
+    itself at another site, stays as it is."""
+    parts = [part for modular in modulars for part in modular.order if part is not None]
+    owners = Counter(id(tensor) for part in parts if not isinstance(part, Packed) for tensor in part.tensors().values())
+    for modular in modulars:
+        _pack(modular, names, {key for key, n in owners.items() if n > 1})
+
+
+def _pack(modular: Modular, names: Sequence[str], kept: Set[int]) -> None:
     alike: dict[int, list[int]] = {}
-    owners: dict[int, int] = {}
-    for part in modular.order:
-        for tensor in part.tensors().values() if part is not None else ():
-            owners[id(tensor)] = owners.get(id(tensor), 0) + 1
     for i, name in enumerate(modular.inventory.names):
         part = modular.order[i]
         if name not in names or part is None or isinstance(part, (Packed, NetworkPart)) or not part.tensors():
             continue
-        if any(owners[id(tensor)] > 1 for tensor in part.tensors().values()):
+        if any(id(tensor) in kept for tensor in part.tensors().values()):
             continue
         alike.setdefault(modular.numbers[i], []).append(i)
     for ids in alike.values():

@@ -9,6 +9,7 @@ from ._full import Full as Full
 from ._head import Head as Head
 from ._hyper import Hyper as Hyper
 from ._ia3 import IA3 as IA3
+from ._intrinsic import Intrinsic as Intrinsic
 from ._loha import LoHa as LoHa
 from ._lokr import LoKr as LoKr
 from ._lora import LoRA as LoRA
