@@ -101,6 +101,7 @@ KINDS: list[Case] = [
     Case("lokr", lambda: mb.LoKr(1, both=True), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("krona", lambda: mb.LoKr(None, alpha=2.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("vera", lambda: mb.VeRA(3), LINEAR, folds=True),
+    Case("adalora", lambda: mb.AdaLoRA(3, alpha=2.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("intrinsic", lambda: mb.Intrinsic(5), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("intrinsic-dense", lambda: mb.Intrinsic(5, "dense", scaled=True), LINEAR, folds=True),
     Case("bottleneck", lambda: mb.Bottleneck(3), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),

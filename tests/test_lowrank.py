@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import modbay as mb
+import modbay.methods
 from helpers import SITES, fresh
 from modbay.ops.hadamard import hadamard, hadamard_reference
 from test_kinds import close, parts, weight_at
@@ -140,6 +142,29 @@ def test_pissa_comes_back_from_a_file(tmp_path):
     bay.use("a").save(tmp_path)
     mb.load(twin, tmp_path)["task"].use("a")
     assert torch.equal(twin(x), net(x))
+
+
+@pytest.mark.parametrize("place", WEIGHTED)
+def test_adalora_is_a_product_of_three(place: str):
+    kind = mb.AdaLoRA(3, alpha=2.0, orthogonality=0.1)
+    out, _, x, p, module = parts(kind, place)
+    change = torch.einsum("or,r,ri...->oi...", p["P"], p["values"], p["Q"]) * 2 / 3
+    close(out, under(place, module, x, base(place, module) + change))
+    q, one = p["Q"].flatten(1), torch.eye(3)
+    close(kind.penalty(p), 0.1 * ((p["P"].T @ p["P"] - one).norm() + (q @ q.T - one).norm()) / 2)
+
+
+def test_a_budget_of_ranks_says_what_does_not_fit():
+    net = nn.Sequential(nn.Linear(8, 6))
+    bay = mb.attach(net, at="0", modules={"a": mb.AdaLoRA(4), "b": mb.LoRA(4)}, name="task").use("a")
+    with pytest.raises(mb.errors.BayError, match="at '0' it is LoRA"):
+        mb.methods.RankBudget(bay, "b", rank=2, steps=10)
+    with pytest.raises(mb.errors.BayError, match="steps between"):
+        mb.methods.RankBudget(bay, "a", rank=2, steps=10, warm=5, final=5)
+    with pytest.raises(mb.errors.BayError, match="P at '0' has no gradient"):
+        mb.methods.RankBudget(bay, "a", rank=2, steps=10).step()
+    budget = mb.methods.RankBudget(bay, "a", rank=1, steps=110, warm=10, final=20)
+    assert [budget.budget(t) for t in (0, 10, 50, 90, 100)] == [4, 4, 1, 1, 1] and budget.budget(11) == 3
 
 
 @pytest.mark.parametrize("rank", [1, 2, None])
@@ -312,6 +337,66 @@ def test_dora_in_peft(place: str):
     same(theirs, net, LAYERS[place][1]())
     out = net(x := LAYERS[place][1]())
     assert_close(bay.fold("m") and net(x), out, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["linear", "conv2d"])
+def test_adalora_in_peft(place: str):
+    config = peft.AdaLoraConfig(init_r=3, lora_alpha=6, target_modules=["layer"], total_step=10, tfinal=2)
+    theirs, net, bay, layer = theirs_and_ours(place, mb.AdaLoRA(3, alpha=6.0), config, keep=["ranknum"])
+    q = layer.lora_A["default"].view(3, *net.layer.weight.shape[1:])
+    own = {"P": layer.lora_B["default"], "Q": q, "values": layer.lora_E["default"].flatten()}
+    fill(bay, **own, share=torch.tensor([0.5]))
+    same(theirs, net, LAYERS[place][1]())
+
+
+class Guessing(nn.Module):
+    """Two layers and a loss, as peft's AdaLoRA wants a model to return it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, labels: Tensor):
+        logits = self.last(torch.tanh(self.first(x)))
+        return SimpleNamespace(loss=F.cross_entropy(logits, labels), logits=logits)
+
+
+def test_the_budget_of_ranks_in_peft():
+    """Thirty steps of training under both: the same penalty, the same values stay, and the same weights come out."""
+    net = Guessing()
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=4, target_modules=["first", "last"], total_step=30, tinit=4, tfinal=8, deltaT=3
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(net), config)
+    bay = mb.attach(net, at=nn.Linear, modules={"m": mb.AdaLoRA(4)}, name="task").use("m")
+    own = {site: m.parts._modules["m"].tensors() for site, m in bay.modulars.items()}
+    twins = []
+    for site, p in own.items():
+        layer = getattr(theirs.get_base_model(), site)
+        pairs = zip(("P", "Q", "values"), (layer.lora_B, layer.lora_A, layer.lora_E), strict=True)
+        twins += [(p[name], other["default"]) for name, other in pairs]
+    with torch.no_grad():
+        for mine, other in twins:
+            mine.copy_(other.view(mine.shape))
+    budget = mb.methods.RankBudget(bay, "m", rank=2, steps=30, warm=4, final=8, every=3)
+    optimisers = [torch.optim.SGD(list(side), 0.3) for side in zip(*twins, strict=True)]
+    for t in range(30):
+        x, labels = torch.randn(16, 8), torch.randint(4, (16,))
+        ours, other = net(x, labels).loss, theirs.base_model(x, labels).loss
+        close(ours, other)
+        ours.backward()
+        other.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        budget.step()
+        theirs.base_model.update_and_allocate(t)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        left = sum(int((p["values"] != 0).sum()) for p in own.values())
+        assert t < 5 or t % 3 or left == budget.budget(t)
+        for mine, twin in twins:
+            assert_close(mine, twin.view(mine.shape), atol=1e-5, rtol=1e-4)
+    assert sum(int(kept.sum()) for kept in budget.kept.values()) == 4 == left
 
 
 def test_lora_with_a_bias_in_peft():

@@ -12,6 +12,7 @@ from ._dump import dump_kind as dump_kind
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
+from ._ranks import RankBudget as RankBudget
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
 from ._spec import Values as Values

@@ -1,5 +1,6 @@
 """The computation functions, one file each (survey section 3)."""
 
+from ._adalora import AdaLoRA as AdaLoRA
 from ._bitfit import BitFit as BitFit
 from ._bottleneck import Bottleneck as Bottleneck
 from ._compacter import Compacter as Compacter

@@ -41,7 +41,7 @@ class Compacter(FunctionComposition):
     neutral: ClassVar[bool] = False
     systems: ClassVar[tuple[System, ...]] = (
         System((43,), "mb.Compacter()", (FORMULA, SHARED)),
-        System((43,), "mb.attach(model, mb.role.ffn_out, {…: mb.Compacter()})", (FORMULA, SHARED), "Compacter++"),
+        System((43,), "modules={mb.role.ffn_out: mb.Compacter()}", (FORMULA, SHARED), "Compacter++"),
         System((43,), "mb.Compacter(rank=None)", (FORMULA,), "PHM adapter", "a bottleneck with W = Σ_i A_i ⊗ B_i"),
     )
     n: int = 4

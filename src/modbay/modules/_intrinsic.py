@@ -45,7 +45,7 @@ class Intrinsic(ParameterComposition):
     constants: ClassVar[tuple[str, ...]] = ("P", "G", "B", "permutation")
     remade: ClassVar[tuple[str, ...]] = ("P", "G", "B", "permutation")
     systems: ClassVar[tuple[System, ...]] = (
-        System((19,), 'mb.Intrinsic(750, "dense")', BUILT, "intrinsic dimension"),
+        System((19,), 'mb.Intrinsic(750, "dense")', BUILT),
         System((20,), "mb.Intrinsic(750)", FAST, "Fastfood projection", "θ + P z with P = H G Π H B"),
         System((21,), "mb.Intrinsic(750, scaled=True)", SAID, "SAID", "θ_l + λ_l P_l z"),
     )
