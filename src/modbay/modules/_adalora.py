@@ -21,8 +21,8 @@ from ._common import factors, positive
 class AdaLoRA(ParameterComposition):
     """W + (α/r) P Λ Q, with P (o, r), Q (r, i) normal, Λ (r,) zero; and γ (‖PᵀP − I‖_F + ‖QQᵀ − I‖_F) in the loss.
 
-    rank: r at first; `mb.methods.RankBudget` then sets entries of Λ to zero in a training loop. alpha: α; the rank if
-    None, so that the factor is one. orthogonality: γ. As in the authors' code the lengths are not squared, and the
+    rank: r at first; `modbay.methods.RankBudget` then sets entries of Λ to zero in a training loop. alpha: α; the rank
+    if None, so that the factor is one. orthogonality: γ. As in the authors' code the lengths are not squared, and the
     penalty is the mean over P and Q of all sites, of which each has its `share`, a constant. Differs: peft divides by
     r + 1e-5. At a Linear, Conv1D, Conv or Embedding; raises CompositionError elsewhere.
     """

@@ -112,9 +112,10 @@ class LoRA(ParameterComposition):
         return {"A": a, "B": b, "A0": a.clone(), "B0": b.clone()}
 
     def delta(self, params: Params, site: Site) -> Delta:
-        parts: list[Delta] = [LowRank(params["A"], params["B"], self.factor)]
+        a, b = params["A"], params["B"]
+        parts: list[Delta] = [LowRank(a, b, self.factor)]
         if self.start != "zero":
-            parts.append(LowRank(params["A0"], params["B0"], -self.factor))
+            parts.append(LowRank(params["A0"].to(a.dtype), params["B0"].to(b.dtype), -self.factor))
         if self.bias:
             parts.append(Bias(self.factor * params["bias"]))
         return parts[0] if len(parts) == 1 else Sum(parts)
