@@ -117,6 +117,24 @@ KINDS: list[Case] = [
     Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),
     Case("bitfit", lambda: mb.BitFit(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
     Case("sparse", lambda: mb.SparseDelta(density=0.2, seed=3), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("masked", lambda: mb.Masked("edge-popup", density=0.6), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case(
+        "masked-threshold",
+        lambda: mb.Masked("threshold", threshold=5e-3, start=1e-2, regularise=0.1),
+        LINEAR + CONVOLUTION + EMBEDDING,
+        folds=True,
+    ),
+    Case("masked-gumbel", lambda: mb.Masked("gumbel", start=0.1, noise=False), LINEAR + CONVOLUTION, folds=True),
+    Case(
+        "diff-pruning",
+        lambda: mb.DiffPruning(structured=True, start=1.5, noise=False),
+        LINEAR + CONVOLUTION + EMBEDDING,
+        folds=True,
+    ),
+    Case("gates", lambda: mb.Gates(2), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
+    Case(
+        "gates-input", lambda: mb.Gates(2, "input", hard=True, start=0.5, noise=False), LINEAR + CONVOLUTION, folds=True
+    ),
     Case("feed-forward", lambda: mb.FeedForward(5), LINEAR + NORM + BLOCK),
     Case("feed-forward-gated", lambda: mb.FeedForward(5, "silu", gated=True, bias=False), LINEAR + BLOCK),
     Case("full", lambda: mb.Full(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),

@@ -220,7 +220,8 @@ class Mask(Delta):
     mask: Tensor
 
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        return act(site, site.weight * (self.mask.to(site.weight.dtype) - 1), x)
+        change, _ = self.dense(site)
+        return act(site, change.to(x.dtype) if x.is_floating_point() else change, x)
 
     def scale(self, factor: Tensor | float) -> "Mask":
         return replace(self, mask=1 + grow(factor, self.mask.to(torch.get_default_dtype()) - 1))

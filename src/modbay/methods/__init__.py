@@ -16,3 +16,5 @@ from ._ranks import RankBudget as RankBudget
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
 from ._spec import Values as Values
+from ._supsup import infer_task as infer_task
+from ._supsup import signed_constant as signed_constant

@@ -86,3 +86,17 @@ def matrix(site: Site, kind: str) -> Tensor:
             f"is a slice of an output, or a convolution with groups. Attach at a whole layer, or use mb.LoRA."
         )
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
+def weighted(site: Site, kind: str) -> None:
+    """Raise CompositionError if the site has no plain weight, one entry of which could change."""
+    known = site.form in ("linear", "transposed", "convolution", "embedding")
+    if not known or not site.weight.is_floating_point():
+        why = "its weight is quantised" if known else "there is no weight to update"
+        raise CompositionError(
+            f"{kind} at site {site.name!r} ({type(site.module).__name__}): {why}. Attach at the Linear, Conv1D, Conv "
+            f"or Embedding inside it, unquantised."
+        )
+
+
+def drawing(site: Site, learned: Tensor) -> bool:
+    """Whether noise is drawn at the site: in training mode, with gradients on, for what learns."""
+    return bool(getattr(site.module, "training", False)) and torch.is_grad_enabled() and learned.requires_grad

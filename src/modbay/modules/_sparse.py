@@ -16,6 +16,7 @@ from ..abstract import ParameterComposition, Site
 from ..deltas import Sparse
 from ..errors import CompositionError, listed
 from ..types import Params
+from ._common import weighted
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ class SparseDelta(ParameterComposition):
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         made = {}
         for site in sites:
-            if site.form not in ("linear", "transposed", "convolution", "embedding"):
-                raise CompositionError(
-                    f"SparseDelta at site {site.name!r} ({type(site.module).__name__}): there is no weight to update. "
-                    f"Attach at the Linear, Conv1D, Conv or Embedding inside it."
-                )
+            weighted(site, "SparseDelta")
             indices = self._chosen(site).to(site.device)
             made[site.name] = {"indices": indices, "values": site.zeros(len(indices))}
         return made
