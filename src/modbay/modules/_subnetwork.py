@@ -16,10 +16,8 @@ from ..abstract import ParameterComposition, Site
 from ..deltas import Mask
 from ..errors import CompositionError, listed
 from ..ops import pack_bits, unpack_bits
-from ..types import Params, System
+from ..types import Params
 from ._common import weighted
-
-TESTS = "tests/test_sparse.py::"
 
 
 @dataclass(frozen=True)
@@ -37,23 +35,6 @@ class SubNetwork(ParameterComposition):
 
     batched: ClassVar[bool] = True
     neutral: ClassVar[bool] = False
-    systems: ClassVar[tuple[System, ...]] = (
-        System(
-            (1, 2),
-            "mb.SubNetwork(mask=sparsity.top(sparsity.magnitude(weights), 0.2))",
-            (
-                f"{TESTS}test_a_subnetwork_is_the_base_without_some_weights",
-                "tests/test_recipes.py::test_lottery_ticket",
-            ),
-            "magnitude pruning, and lottery tickets by rewinding",
-        ),
-        System(
-            (4,),
-            "mb.SubNetwork(mask=sparsity.top(sparsity.saliency(weights, gradients), 0.05))",
-            (f"{TESTS}test_criteria_are_their_formulas",),
-            "SNIP",
-        ),
-    )
     density: float | None = 0.5
     seed: int = 0
     mask: InitVar[Mapping[str, Tensor] | None] = None
