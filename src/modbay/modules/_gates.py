@@ -21,7 +21,7 @@ from ._common import drawing, positive
 
 @dataclass(frozen=True)
 class Gates(ParameterComposition):
-    """f(x) with its features in `groups` equal blocks, each times its gate ξ, one at first: ξ ⊙ f(x), or f(ξ ⊙ x).
+    """ξ ⊙ f(x), or with of="input" f(ξ ⊙ x), with a gate ξ for each of `groups` equal blocks of features, one at first.
 
         mb.Gates(12, of="input")              # at an attention's last projection: its heads
         mb.Gates(1)                           # at the last layer of a residual branch: the whole branch

@@ -22,7 +22,16 @@ from ._common import drawing, positive, weighted
 
 TOP, DRAWN = ("edge-popup", "movement"), ("bernoulli", "gumbel")
 MODES = (*TOP, "threshold", *DRAWN)
-FORMULA = "tests/test_sparse.py::test_a_learned_mask_is_its_formula"
+FORMULA, MOVEMENT, DRAWS, COST, PENALTY = (
+    f"tests/test_sparse.py::test_{name}"
+    for name in (
+        "a_learned_mask_is_its_formula",
+        "movement_scores_are_those_of_movement_pruning",
+        "drawn_masks_are_bernoulli",
+        "what_masks_and_sparse_updates_cost_on_disk",
+        "penalties_are_their_formulas",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -48,17 +57,20 @@ class Masked(ParameterComposition):
     batched: ClassVar[bool] = True
     constants: ClassVar[tuple[str, ...]] = ("density",)
     systems: ClassVar[tuple[System, ...]] = (
-        System(
-            (3,),
-            'mb.Masked("movement", density=0.15, start=0)',
-            (FORMULA, "tests/test_sparse.py::test_movement_scores_are_those_of_movement_pruning"),
-            "movement pruning, hard and soft",
-        ),
-        System((5,), 'mb.Masked("bernoulli", start=0)', (FORMULA,), "supermask of Zhou et al."),
-        System((6,), 'mb.Masked("edge-popup", density=0.5)', (FORMULA,), "edge-popup"),
-        System((14,), 'mb.Masked("threshold", threshold=5e-3, start=1e-2)', (FORMULA,), "Piggyback"),
-        System((18,), 'mb.Masked("gumbel", start=2, regularise=1e-4)', (FORMULA,), "weight-mask probing"),
-    )
+        System((3,), 'mb.Masked("movement", density=0.15, start=0)', (FORMULA, MOVEMENT), "movement pruning",
+               "W ⊙ 1[s among the largest]; s and W learn, s by −∂L/∂W ⊙ W; soft: 1[s > τ] and λ/n Σ σ(s).",
+               "Sanh, Wolf and Rush, 2020 (arXiv 2005.07683)"),
+        System((5,), 'mb.Masked("bernoulli", start=0)', (FORMULA, DRAWS), "supermask",
+               "W ⊙ m, m ~ Bernoulli(σ(s)), W as it was drawn.",
+               "Zhou, Lan, Liu and Yosinski, 2019 (arXiv 1905.01067)"),
+        System((6,), 'mb.Masked("edge-popup", density=0.5)', (FORMULA,), "edge-popup",
+               "W ⊙ 1[|s| among the largest], W as it was drawn.", "Ramanujan et al., 2020 (arXiv 1911.13299)"),
+        System((14,), 'mb.Masked("threshold", threshold=5e-3, start=1e-2)', (FORMULA, COST), "Piggyback",
+               "W ⊙ 1[s > τ], one bit a weight and task.", "Mallya, Davis and Lazebnik, 2018 (arXiv 1801.06519)"),
+        System((18,), 'mb.Masked("gumbel", start=2, regularise=1e-4)', (FORMULA, PENALTY), "weight-mask probing",
+               "W ⊙ 1[s + noise > 0], with the gradient of σ(s + noise), and λ Σ s: which weights a function uses.",
+               "Csordás, van Steenkiste and Schmidhuber, 2021 (arXiv 2010.02066)"),
+    )  # fmt: skip
     mode: Literal["edge-popup", "movement", "threshold", "bernoulli", "gumbel"] = "edge-popup"
     density: int | float = 0.5
     threshold: int | float = 0.0
