@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--outputs", type=int, default=100, help="ten of them are classes")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 16], help="of one task, to tell it by")
-    parser.add_argument("--trials", type=int, default=20, help="a task")
+    parser.add_argument("--trials", type=int, default=4, help="a task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", help="a folder for the masks")
     parser.add_argument("--smoke", action="store_true", help="a few small steps, to see that it runs")

@@ -549,3 +549,18 @@ def test_modules_that_can_t_become_sparse_are_named():
         with pytest.raises(mb.errors.BayError, match=message):
             run()
     assert bay.names() == ["b", "l"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", [*(kind for kind, _ in MASKS.values()), *DRAWN, mb.SubNetwork(0.4)], ids=repr)
+def test_a_base_in_bfloat16(kind: mb.Kind, dtype: torch.dtype):
+    net, x = nn.Linear(8, 6).bfloat16(), torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True)
+    bay = mb.attach(net, "", {"m": kind}).use("m")
+    for p in bay.parameters():
+        p.data = p.data.to(dtype)
+    out = net(x)
+    out.float().square().sum().backward()
+    assert out.dtype == x.grad.dtype == torch.bfloat16 and all(p.grad.dtype == dtype for p in bay.parameters())
+    want = net.eval()(x)
+    bay.fold("m")
+    assert_close(net(x), want, atol=0.02, rtol=0.02)

@@ -39,17 +39,18 @@ class Masked(ParameterComposition):
     """f by W ⊙ m(s) instead of W, with learned scores s shaped like W; m has values 0 and 1, and a gradient to s.
 
         mb.Masked("edge-popup", density=0.5)                            # m = 1 at the largest |s|
-        mb.Masked("movement", density=0.15, start=0)                    # at the largest s; W learns, too: freeze=False
+        mb.Masked("movement", density=1, start=0)                       # at the largest s; W learns, too: freeze=False
         mb.Masked("threshold", threshold=5e-3, start=1e-2)              # Piggyback: m = 1[s > τ]
         mb.Masked("threshold", threshold=0.0, start=0.1, regularise=1.0)  # soft movement pruning
         mb.Masked("bernoulli", start=0)                                 # Zhou et al.: m ~ Bernoulli(σ(s))
         mb.Masked("gumbel", start=2, regularise=1e-4)                   # Csordás et al.
 
     The gradient of m is that of s (of |s| for edge-popup), of σ(s) for bernoulli, and of σ((s + noise)/temperature) for
-    gumbel, whose noise is logistic, so that m is a Bernoulli draw, too. density: the share kept at a site; it is kept
-    with the scores, and `sparsity.set_density` changes it by schedule. start: of s, or None: uniform within ±1/√inputs.
-    regularise: λ of λ/n Σ σ(s), n entries a site; for bernoulli and gumbel λ Σ s. Masks are drawn in training mode,
-    with gradients on, while s learns; elsewhere, and with noise=False, m = 1[s > 0] (Zhou et al. evaluate ten draws).
+    gumbel, whose noise is logistic, so that m is a Bernoulli draw, too. density: the share kept at a site, of equal
+    scores the first; `sparsity.set_density` changes it (movement pruning: from 1 down by `ops.cubic`). start: of s, or
+    None: uniform within ±1/√inputs. regularise: λ of λ/n Σ σ(s), n entries a site; for bernoulli and gumbel λ Σ s.
+    Masks are drawn in training mode, with gradients on, while s learns; elsewhere, and with noise=False, m = 1[s > 0]
+    (Zhou et al. evaluate ten draws).
     Biases stay. At a Linear, Conv1D, Conv or Embedding; raises CompositionError elsewhere, or for a bad argument.
     `sparsity.harden` makes a SubNetwork of it: one bit a weight instead of a number.
     """
@@ -57,7 +58,7 @@ class Masked(ParameterComposition):
     batched: ClassVar[bool] = True
     constants: ClassVar[tuple[str, ...]] = ("density",)
     systems: ClassVar[tuple[System, ...]] = (
-        System((3,), 'mb.Masked("movement", density=0.15, start=0)', (FORMULA, MOVEMENT), "movement pruning",
+        System((3,), 'mb.Masked("movement", density=1, start=0)', (FORMULA, MOVEMENT), "movement pruning",
                "W ⊙ 1[s among the largest]; s and W learn, s by −∂L/∂W ⊙ W; soft: 1[s > τ] and λ/n Σ σ(s).",
                "Sanh, Wolf and Rush, 2020 (arXiv 2005.07683)"),
         System((5,), 'mb.Masked("bernoulli", start=0)', (FORMULA, DRAWS), "supermask",
@@ -102,7 +103,7 @@ class Masked(ParameterComposition):
             scores = scores.uniform_(-bound, bound) if self.start is None else scores.fill_(self.start)
             made[site.name] = {"scores": scores}
             if self.mode in TOP:
-                made[site.name]["density"] = site.zeros(1) + self.density
+                made[site.name]["density"] = torch.full((1,), float(self.density), device=site.device)
         return made
 
     def penalty(self, params: Params) -> Tensor | None:

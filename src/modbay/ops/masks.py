@@ -14,7 +14,7 @@ from torch import Tensor
 def top_share(scores: Float[Tensor, "*g n"], share: Float[Tensor, "*g"]) -> Bool[Tensor, "*g n"]:
     """True at the round(share · n) largest scores, at least one; of equal scores the first. One share a group."""
     n = scores.shape[-1]
-    k = (share * n).round().clamp(min=1)
+    k = (share.float() * n).round().clamp(min=1)
     order = scores.argsort(stable=True, dim=-1, descending=True)
     among = torch.arange(n, device=scores.device) < k.unsqueeze(-1)
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, among)
