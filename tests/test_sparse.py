@@ -540,15 +540,17 @@ def test_a_site_that_does_not_fit_is_named(kind: mb.Kind, module: nn.Module, mes
 
 def test_modules_that_can_t_become_sparse_are_named():
     net = two()
-    bay = mb.attach(net, nn.Linear, {"b": mb.Bottleneck(2), "l": mb.LoRA(2)})
+    bay = mb.attach(net, nn.Linear, {"b": mb.Bottleneck(2), "l": mb.LoRA(2), "f": mb.BitFit()})
     for run, message in (
+        (lambda: sparsity.project(bay, "f", "s", 0.1), "biases"),
+        (lambda: sparsity.set_density(bay, "l", 0.1), "no density"),
         (lambda: sparsity.project(bay, "b", "s", 0.1), "Bottleneck"),
         (lambda: sparsity.harden(bay, "l", "s"), "no mask"),
-        (lambda: sparsity.project(bay, "x", "s", 0.1), "'b', 'l'"),
+        (lambda: sparsity.project(bay, "x", "s", 0.1), "'b', 'l', 'f'"),
     ):
         with pytest.raises(mb.errors.BayError, match=message):
             run()
-    assert bay.names() == ["b", "l"]
+    assert bay.names() == ["b", "l", "f"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -202,8 +202,13 @@ def project(bay: Bay, name: str, to: str, share: float | Mapping[str, float], by
     """Add the module `to`: a SparseDelta of what module `name` changes where it changes most, of its values there.
 
     What DiffPruning ends with, and what makes any module that has a delta a sparse one. share, by: as for `top`.
+    Raises BayError for a module that is no change of the weights, or that changes biases, too.
     """
-    changes = {site: delta.dense(modular.site)[0] for site, modular, delta in _deltas(bay, name)}
+    dense = {site: delta.dense(modular.site) for site, modular, delta in _deltas(bay, name)}
+    lost = [site for site, (_, bias) in dense.items() if bias is not None]
+    if lost:
+        raise BayError(f"project({name!r}): it changes biases, too, at {listed(lost)}, which a SparseDelta can't hold.")
+    changes = {site: weight for site, (weight, _) in dense.items()}
     masks = top(magnitude(changes), share, by)
     _add(bay, to, SparseDelta(mask=masks), masks)
     for site, change in changes.items():
@@ -212,7 +217,10 @@ def project(bay: Bay, name: str, to: str, share: float | Mapping[str, float], by
 
 
 def harden(bay: Bay, name: str, to: str) -> Bay:
-    """Add the module `to`: a SubNetwork of the weights that the Masked module `name` keeps, at one bit each."""
+    """Add the module `to`: a SubNetwork of the weights that the Masked module `name` keeps, at one bit each.
+
+    Raises BayError for a module of another kind.
+    """
     deltas = _deltas(bay, name)
     bare = [site for site, _, delta in deltas if not isinstance(delta, Mask)]
     if bare:
@@ -222,11 +230,17 @@ def harden(bay: Bay, name: str, to: str) -> Bay:
 
 
 def set_density(bay: Bay, name: str, share: float) -> None:
-    """Set the share that a Masked module of mode edge-popup or movement keeps: `ops.cubic` has the usual schedule."""
+    """Set the share that a Masked module of mode edge-popup or movement keeps: `ops.cubic` has the usual schedule.
+
+    Raises CompositionError for no share, BayError for a module that has none.
+    """
     if not 0 < share <= 1:
         raise CompositionError(f"set_density(share={share!r}): a share of the entries, above 0 and at most 1.")
-    for site in bay.modulars:
-        _tensors(bay, name, site)["density"].fill_(share)
+    for site, _, _ in _deltas(bay, name):
+        tensors = _tensors(bay, name, site)
+        if "density" not in tensors:
+            raise BayError(f"set_density({name!r}): the module at site {site!r} has no density; edge-popup has one.")
+        tensors["density"].fill_(share)
 
 
 def _deltas(bay: Bay, name: str) -> list[tuple[str, Any, Any]]:
