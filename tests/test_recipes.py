@@ -109,6 +109,8 @@ def test_intrinsic_dimension_lies_between_the_dimensions_tried():
     assert d90.crossing([100, 400], [0.8, 1.0]) == pytest.approx(200)
     assert d90.crossing([100, 400], [0.95, 1.0]) == 100
     assert np.isnan(d90.crossing([100, 400], [0.1, 0.2]))
+
+
 def test_lottery_tickets():
     found = recipe("lottery_ticket").main(["--smoke"])[0]
     masks = found["masks"]

@@ -4,8 +4,8 @@ from ._adalora import AdaLoRA as AdaLoRA
 from ._bitfit import BitFit as BitFit
 from ._bottleneck import Bottleneck as Bottleneck
 from ._compacter import Compacter as Compacter
-from ._dora import DoRA as DoRA
 from ._diff import DiffPruning as DiffPruning
+from ._dora import DoRA as DoRA
 from ._feedforward import FeedForward as FeedForward
 from ._full import Full as Full
 from ._gates import Gates as Gates
@@ -20,5 +20,5 @@ from ._masked import Masked as Masked
 from ._prefix import Prefix as Prefix
 from ._prompt import Prompt as Prompt
 from ._sparse import SparseDelta as SparseDelta
-from ._vera import VeRA as VeRA
 from ._subnetwork import SubNetwork as SubNetwork
+from ._vera import VeRA as VeRA

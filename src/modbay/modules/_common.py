@@ -86,9 +86,11 @@ def matrix(site: Site, kind: str) -> Tensor:
             f"is a slice of an output, or a convolution with groups. Attach at a whole layer, or use mb.LoRA."
         )
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
 def weighted(site: Site, kind: str) -> None:
     """Raise CompositionError if the site has no plain weight, one entry of which could change."""
-    known = site.form in ("linear", "transposed", "convolution", "embedding")
+    known = site.form in UPDATED
     if not known or not site.weight.is_floating_point():
         why = "its weight is quantised" if known else "there is no weight to update"
         raise CompositionError(

@@ -7,9 +7,6 @@ from .grouped import linear as linear
 from .hadamard import hadamard as hadamard
 from .lowrank import lowrank as lowrank
 from .lowrank import lowrank_mixture as lowrank_mixture
-from .remade import generator as generator
-from .remade import normals as normals
-from .remade import uniforms as uniforms
 from .masks import cubic as cubic
 from .masks import hard_concrete as hard_concrete
 from .masks import logistic as logistic
@@ -18,3 +15,6 @@ from .masks import pack_bits as pack_bits
 from .masks import straight_through as straight_through
 from .masks import top_share as top_share
 from .masks import unpack_bits as unpack_bits
+from .remade import generator as generator
+from .remade import normals as normals
+from .remade import uniforms as uniforms
