@@ -1,7 +1,7 @@
 """Recurrent independent mechanisms on the copying task: cells that compete for the input, beside an LSTM.
 
 Goyal, Lamb, Hoffmann, Sodhani, Levine, Bengio and Schölkopf, "Recurrent Independent Mechanisms", 2021 (arXiv
-1909.10893), scaled down: digits are to be recalled after T blanks; train at T = 20, test at 4 T.
+1909.10893), scaled down: digits are to be recalled after T blanks; train at T = 10 … 20, test at 20 and 80.
 
     y = A(f, x, {m_1 … m_k}, r(x, c), c), once a time step
 
@@ -14,11 +14,13 @@ Goyal, Lamb, Hoffmann, Sodhani, Levine, Bengio and Schölkopf, "Recurrent Indepe
 Where it differs: the official code lets active cells attend to the steps that inactive cells did not take, too; here,
 as in the paper, they see the state that those kept. Its dropout (0.5, and 0.1 in the attention) and its small first
 weights (0.01) are for 600 units: here there is none unless asked for, and weights start larger. Five digits instead of
-ten, gradients clipped at 0.5, and a rate that starts at 6e-3 and falls to zero instead of 1e-3 throughout, for a run of
-minutes instead of hours. Of seed 0, cross-entropy of the digits in nats: 0.126 at T and 0.134 at 4 T after 9,000 steps,
-0.319 and 0.456 after 4,000 at 3e-3; the paper, with ten digits and far longer training, has 0.00 at both.
+ten, a T that is drawn anew for each batch, gradients clipped at 0.5, and a rate that starts at 6e-3 and falls to zero
+instead of 1e-3 throughout, for a run of minutes instead of hours. Of seed 0, after 14,000 steps, cross-entropy of the
+digits in nats: RIM 0.002 at T = 20 and 0.019 at 80, an LSTM of as many units 0.047 and 0.314; the paper, with ten
+digits, T = 50 and 200 and far longer training, has 0.00 at both for RIMs. With T = 20 throughout, RIM comes to 0.010
+at 20, but goes up and down between 0.03 and 0.36 at 80.
 
-    python recipes/rims.py [--steps 9000] [--seeds 0 1 2] [--smoke]
+    python recipes/rims.py [--steps 14000] [--seeds 0 1 2] [--smoke]
 """
 
 import argparse
@@ -183,7 +185,8 @@ def train(net: nn.Module, seed: int, args: argparse.Namespace, say: Callable[[st
     optimiser = torch.optim.Adam(net.parameters(), args.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, args.steps)
     for step in range(1, args.steps + 1):
-        tokens, targets = copying(args.batch, args.digits, args.blanks, generator)
+        blanks = int(torch.randint(args.blanks[0], args.blanks[-1] + 1, (), generator=generator))
+        tokens, targets = copying(args.batch, args.digits, blanks, generator)
         loss = F.cross_entropy(net(tokens).flatten(0, 1), targets.flatten())
         optimiser.zero_grad()
         loss.backward()
@@ -192,16 +195,16 @@ def train(net: nn.Module, seed: int, args: argparse.Namespace, say: Callable[[st
         schedule.step()
         losses.append(loss.item())
         if step % args.log == 0:
-            near, far = (recall(net, 2 * args.batch, args.digits, n * args.blanks)[1] for n in (1, 4))
+            near, far = (recall(net, 8 * args.batch, args.digits, n * args.blanks[-1])[1] for n in (1, 4))
             say(f"step {step}: loss {sum(losses[-args.log :]) / args.log:.4f}, digits {near:.4f}, at 4 T {far:.4f}")
     return losses
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--blanks", type=int, default=20, help="T in training; tested at T and 4 T")
+    parser.add_argument("--blanks", type=int, nargs="+", default=[10, 20], help="T, or from … to; tested at it and 4 ×")
     parser.add_argument("--digits", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=120, help="units, of all cells together and of the LSTM")
     parser.add_argument("--inputs", type=int, default=32, help="width of the embedding")
@@ -216,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--smoke", action="store_true", help="a few small steps, to see that it runs")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.seeds, args.steps, args.log, args.batch, args.digits, args.blanks, args.hidden = [0], 10, 10, 8, 4, 3, 48
+        args.seeds, args.steps, args.log, args.batch, args.digits, args.blanks, args.hidden = [0], 10, 10, 8, 4, [3], 48
     torch.set_num_threads(1)
     rows, begun = [], time.time()
     for seed in args.seeds:
@@ -229,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
                 f"{who}, {time.time() - begun:.0f} s: {text}", flush=True
             )
             losses = train(net, seed, args, say)
-            near, far = (recall(net, 8 * args.batch, args.digits, n * args.blanks) for n in (1, 4))
+            near, far = (recall(net, 8 * args.batch, args.digits, n * args.blanks[-1]) for n in (1, 4))
             size = sum(p.numel() for p in net.parameters())
             rows.append({"name": name, "seed": seed, "size": size, "losses": losses, "near": near, "far": far})
     print("\ncross-entropy of all steps | of the digits | accuracy of the digits, at T and at 4 T, in nats")
