@@ -22,6 +22,9 @@ from .attach import attach as attach
 from .attach import bays as bays
 from .attach import load as load
 from .core import Modular as Modular
+from .deltas import Affine as Affine
+from .deltas import After as After
+from .deltas import Beside as Beside
 from .deltas import Bias as Bias
 from .deltas import Dense as Dense
 from .deltas import InputScale as InputScale

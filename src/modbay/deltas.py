@@ -196,6 +196,27 @@ class Scale(Delta):
 
 
 @dataclass(frozen=True, eq=False)
+class Affine(Delta):
+    """(1 + g) ⊙ (f(x) − β) + β + b, β being the site's own bias: γ (1 + g) and β + b at a norm f(x) = γ ⊙ n(x) + β.
+
+    gain: g (o,); shift: b (o,), or None for none."""
+
+    gain: Tensor
+    shift: Tensor | None
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        own, gain = site.bias, align(self.gain, y, site.axis)
+        change = gain * (y if own is None else y - align(own, y, site.axis))
+        return change if self.shift is None else change + align(self.shift, y, site.axis)
+
+    def scale(self, factor: Tensor | float) -> "Affine":
+        return Affine(grow(factor, self.gain), None if self.shift is None else grow(factor, self.shift))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        return Scale(self.gain).dense(site)[0], self.shift
+
+
+@dataclass(frozen=True, eq=False)
 class InputScale(Delta):
     """f(x ⊙ (1 + g)): the input's features scaled; g (i,), zero for no change. Its kind must say that it `enters`."""
 
@@ -211,6 +232,45 @@ class InputScale(Delta):
         weight = site.weight
         axis = {"transposed": -2, "linear": -1, "convolution": 1 - weight.ndim, "experts": -1}[site.form]
         return weight * align(self.gain, weight, axis), None
+
+
+@dataclass(frozen=True, eq=False)
+class After(Delta):
+    """M f(x): a linear map of the output's features, M (o, o), beside it; ΔW = M W, Δb = M b."""
+
+    map: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        return linear(y.movedim(site.axis, -1), self.map).movedim(-1, site.axis)
+
+    def scale(self, factor: Tensor | float) -> "After":
+        return replace(self, map=grow(factor, self.map))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        change = site.weight @ self.map.mT if site.form == "transposed" else torch.tensordot(self.map, site.weight, 1)
+        return change, None if site.bias is None else self.map @ site.bias
+
+
+@dataclass(frozen=True, eq=False)
+class Beside(Delta):
+    """M x, M (o, i), at the site's stride: ΔW = M in the middle of a kernel whose sizes are odd."""
+
+    map: Tensor
+
+    def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
+        for axis, step in enumerate(getattr(site.module, "stride", ()), site.axis + 1):
+            x = x[(..., slice(None, None, step), *[slice(None)] * (-1 - axis))]
+        return linear(x.movedim(site.axis, -1), self.map).movedim(-1, site.axis)
+
+    def scale(self, factor: Tensor | float) -> "Beside":
+        return replace(self, map=grow(factor, self.map))
+
+    def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        if site.form != "convolution":
+            return (self.map.mT if site.form == "transposed" else self.map), None
+        change = torch.zeros_like(site.weight)
+        change[(..., *[k // 2 for k in change.shape[2:]])] = self.map
+        return change, None
 
 
 @dataclass(frozen=True, eq=False)

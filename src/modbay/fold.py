@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type
-from .deltas import Bias, InputScale, Kronecker, LowRank, Scale, Sum
+from .deltas import Affine, After, Beside, Bias, InputScale, Kronecker, LowRank, Scale, Sum
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
 
 # Exact types: a subclass of Linear need not be affine. GPT-2's Conv1D is known by its site's form.
-AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, *NORMS)
+MIXING = (LowRank, InputScale, After, Beside)  # whose ΔW is no weight of a convolution of groups
+OUTPUT = (LowRank, Kronecker, Bias, Scale, After, Beside)  # that read x and f(x) alone
 ALONE = (WeightedSum, ParameterAverage, Mixture, Sequence)  # one module at weight one is that module, exactly
 
 
@@ -144,7 +147,7 @@ def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> N
     if not whole or place.entry is not None:
         raise CompositionError(
             f"fold at site {site.name!r} ({base_type(target).__name__}): only exactly Linear, Conv1D, Conv1d … Conv3d, "
-            f"Embedding, LayerNorm and fused parameters are known to be affine. Attach at such a layer inside it."
+            f"Embedding, norms of torch and fused parameters are known to be affine. Attach at such a layer inside it."
         )
     if getattr(target, "padding_mode", "zeros") != "zeros" or getattr(target, "max_norm", None) is not None:
         raise CompositionError(
@@ -164,13 +167,14 @@ def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> N
 def _fits(kind: Kind, leaves: list[Delta], place: Place) -> None:
     site, target = place.site, place.target
     name = f"fold at site {site.name!r}: {type(kind).__name__}"
-    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, (LowRank, InputScale)) for leaf in leaves):
+    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, MIXING) for leaf in leaves):
         raise CompositionError(
             f"{name} at a convolution with {target.groups} groups has no weight that is equal to it."
         )
-    if base_type(target) is nn.LayerNorm and not all(isinstance(leaf, (Bias, Scale, Copy)) for leaf in leaves):
-        raise CompositionError(f"{name} does not fit a LayerNorm's vectors.")
-    if any(isinstance(leaf, Bias) for leaf in leaves) and site.bias is None and site.form != "embedding":
+    if base_type(target) in NORMS and not all(isinstance(leaf, (Affine, Bias, Scale, Copy)) for leaf in leaves):
+        raise CompositionError(f"{name} does not fit the vectors of a {base_type(target).__name__}.")
+    moves = any(isinstance(leaf, Bias) or getattr(leaf, "shift", None) is not None for leaf in leaves)
+    if moves and site.bias is None and site.form != "embedding":
         raise CompositionError(
             f"{name} moves the bias, and the base's {base_type(target).__name__} has none: one more parameter would "
             f"make it another architecture, which the base's code can't load. Serve it with the bay attached."
@@ -205,8 +209,7 @@ def _reads_weight(part: Part, site: Site) -> bool:
         return False
     if part.kind.reads_weight or not isinstance(part.kind, ParameterComposition):
         return True
-    apart = (LowRank, Kronecker, Bias, Scale)
-    return not all(isinstance(leaf, apart) for leaf in _leaves(_delta(part, 1.0, site)))
+    return not all(isinstance(leaf, OUTPUT) for leaf in _leaves(_delta(part, 1.0, site)))
 
 
 def _contains(outer: nn.Module, inner: nn.Module) -> bool:

@@ -39,6 +39,11 @@ class ParameterAverage(Aggregator):
                 f"ParameterAverage at site {site.name!r}: {type(kind).__name__} generates parameters for each example, "
                 f"and an average of generators does not generate the average. Use WeightedSum."
             )
+        if kind.tied:
+            raise CompositionError(
+                f"ParameterAverage at site {site.name!r}: {type(kind).__name__} ties the rows that it gets, which an "
+                f"average for each example would part. Use WeightedSum."
+            )
         if isinstance(kind, Network):
             raise CompositionError(
                 f"ParameterAverage at site {site.name!r}: a network of your own is no function of its parameters, and "

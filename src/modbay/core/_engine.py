@@ -98,6 +98,11 @@ def generated(
     kind: Generator, params: Params, f: Any, x: Tensor, y: Any, c: Context, site: Site, grouped: bool
 ) -> Tensor:
     """A kind whose parameters differ by example: generate them, then run its inner kind with one group an example."""
+    if kind.kind.tied:
+        raise CompositionError(
+            f"{type(kind).__name__} at site {site.name!r}: {type(kind.kind).__name__} ties the examples of a batch, so "
+            f"that there is none for each example. Generate another kind."
+        )
     if grouped:  # several generators, each with rows of its own
         rows = None if c.rows is None else c.rows.view(len(x), -1)
         several = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..abstract import Context, Generator, InputComposition, Kind, ParameterComposition, Replacement, Routing
 from ..deltas import LowRank
-from ..errors import CompositionError
+from ..errors import CompositionError, listed
 from ..ops import lowrank_mixture
 from ._engine import AFFINE, apply, updated
 from ._plan import Group, Plan, plan
@@ -146,6 +146,7 @@ def _dense(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, e
     ids = [i for i in m.active(routing) if m.parts[i].kind.enters == entering]
     if not ids:
         return 0.0
+    _untied(m, ids, routing)
     gathered = _gathered(m, f, x, y, routing, c, ids)
     if gathered is not None:
         return gathered
@@ -222,7 +223,7 @@ def _groups(
     """The changes, or with `full` the outputs, of each group in the plan's order, flat in rows."""
     sorted_x = x if p.order is None else x[p.order]
     sorted_y: Any = y if p.order is None or y is None else y[p.order]
-    for group in p.groups:
+    for group in _apart(m, p.groups):
         kind = m.parts[group.ids[0]].kind
         if kind.enters != entering:
             like = sorted_x if entering else sorted_y
@@ -230,6 +231,25 @@ def _groups(
             continue
         seen = c if isinstance(kind, ParameterComposition) else _at(c, p, group, tokens)
         yield _group(m, group, kind, f, sorted_x, sorted_y, seen, full)
+
+
+def _apart(m: Any, groups: Sequence[Group]) -> Iterator[Group]:
+    """The groups; modules that tie their rows one by one, since what they keep of them is in their own tensors."""
+    for group in groups:
+        if m.parts[group.ids[0]].kind.tied:
+            yield from (Group((i,), group.start + k * group.each, group.each) for k, i in enumerate(group.ids))
+        else:
+            yield group
+
+
+def _untied(m: Any, ids: Sequence[int], routing: Routing) -> None:
+    """Raise CompositionError where compiled code would run a module that ties its rows on those of others as well."""
+    tied = [m.names[i] for i in ids if m.parts[i].kind.tied and m.parts[i].training]
+    if tied and routing.axes and routing.index is not None:
+        raise CompositionError(
+            f"site {m.site.name!r}: {listed(tied)} take statistics of their own rows in training, which compiled code "
+            f"does not tell apart. Train it without torch.compile, or freeze them and call model.eval()."
+        )
 
 
 def _at(c: Context, p: Plan, group: Group, tokens: int) -> Context:
@@ -265,6 +285,7 @@ def mix(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     """Σ_i α_i m_i(x) of replacements, without f. Only active ones run; a row without any is zero."""
     ids = m.active(routing)
     if ids and (routing.axes == 0 or routing.index is None or torch.compiler.is_compiling()):
+        _untied(m, ids, routing)
         weights = routing.dense(len(m))
         outs = [(weights[..., i], m.one(i, f, x, None, c)) for i in ids]
         return sum(w.to(o.dtype).view(*w.shape, *[1] * (o.ndim - w.ndim)) * o for w, o in outs)  # type: ignore
@@ -274,4 +295,6 @@ def mix(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
         outs = list(_groups(m, p, f, rows, None, c, tokens, full=True))
         if outs:
             return _back(m, outs, p, rows, routing, x, flat)
-    return x.new_zeros(*x.shape[:-1], m.site.outputs or x.shape[-1], dtype=m.site.dtype)
+    shape = list(x.shape)
+    shape[m.site.axis] = m.site.outputs or shape[m.site.axis]
+    return x.new_zeros(shape, dtype=m.site.dtype)

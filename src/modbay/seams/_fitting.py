@@ -13,7 +13,7 @@ from ..types import Params
 from ._match import Place, places
 from ._roles import role
 from ._seams import seam_for
-from ._seat import Seam, Seat
+from ._seat import Seam, Seat, embeddings
 from ._swap import swap, unswap
 
 Spec = Kind | nn.Module | Mapping[Any, Kind]
@@ -154,8 +154,7 @@ class Fitting:
 
     def seen(self) -> Site:
         """The site that a shared router reads: the call's embedded input, or the first site where there is none."""
-        embed = getattr(self.model, "get_input_embeddings", lambda: None)()
-        width = getattr(embed, "embedding_dim", None)
+        width = getattr(embeddings(self.model), "embedding_dim", None)
         first = next(iter(self.modulars.values())).site
         return Site("", "other", width, width, -1, first.device, first.dtype, self.model) if width else first
 

@@ -170,6 +170,14 @@ def _forget_missing(seat: nn.Module, incompatible: Any) -> None:
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if "._bay." not in f".{key}"]
 
 
+def embeddings(model: nn.Module) -> Any:
+    """A transformers model's token embeddings; None if it has none, as one of images."""
+    try:
+        return getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
+
+
 def embedded(target: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """The call's input for a shared router: embeddings as given, token ids embedded, or the first tensor of floats."""
     if isinstance(arguments.get("inputs_embeds"), Tensor):
@@ -180,7 +188,7 @@ def embedded(target: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         raise LabelError("a shared router that reads x has no tensor to read in this call.")
     if ids.is_floating_point():
         return ids
-    embed = getattr(target, "get_input_embeddings", lambda: None)()
+    embed = embeddings(target)
     if embed is None:
         embed = next((m for m in target.modules() if isinstance(m, nn.Embedding)), None)
     if embed is None:
