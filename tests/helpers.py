@@ -61,6 +61,7 @@ SITES: dict[str, Place] = {
     "embedding": Place(lambda: nn.Embedding(11, 6), lambda rows: torch.randint(11, (rows, 3))),
     "norm": Place(lambda: nn.LayerNorm(8), _vectors),
     "block": Place(Block, _vectors),
+    "batchnorm": Place(lambda: nn.BatchNorm2d(4), lambda rows: torch.randn(rows, 4, 5, 5)),
 }
 
 LINEAR = ("linear", "conv1d")
@@ -68,6 +69,8 @@ CONVOLUTION = ("conv2d",)
 EMBEDDING = ("embedding",)
 NORM = ("norm",)
 BLOCK = ("block",)
+BATCH = ("batchnorm",)
+MAPS = ("conv2d", "batchnorm")  # whose x has no tokens
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,15 @@ KINDS: list[Case] = [
     Case("ia3", lambda: mb.IA3(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
     Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),
     Case("bitfit", lambda: mb.BitFit(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
+    Case("norm", lambda: mb.Norm(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
+    Case("batch-norm", lambda: mb.BatchNorm(), BATCH),
+    Case("norm-bias", lambda: mb.Norm(bias=True), LINEAR + NORM, folds=True),
+    Case("invertible", lambda: mb.Invertible(activation="gelu"), LINEAR + EMBEDDING + NORM + BLOCK),
+    Case("invertible-std", lambda: mb.Invertible(3, std=0.1), LINEAR),
+    Case("residual", lambda: mb.ResidualAdapter(), LINEAR + CONVOLUTION, folds=True),
+    Case("residual-parallel", lambda: mb.ResidualAdapter("parallel"), LINEAR + CONVOLUTION, folds=True),
+    Case("gate", lambda: mb.Gate(2), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
+    Case("gate-apart", lambda: mb.Gate(4, factor=1.0, pool=False), LINEAR + CONVOLUTION),
     Case("sparse", lambda: mb.SparseDelta(density=0.2, seed=3), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("masked", lambda: mb.Masked("edge-popup", density=0.6), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case(
@@ -278,6 +290,7 @@ TASKS = {"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)]}
 
 ROUTERS: list[Part] = [
     Part("by-label", lambda: mb.ByLabel("task", {"x": ["a"], "y": ["b", "a"]}), TASKS),
+    Part("drop", lambda: mb.Drop("task", {"x": ["a"], "y": ["b", "a"]}), TASKS),
     Part("fixed", lambda: mb.Fixed({"b": 0.7, "a": -0.2})),
     Part("fixed-learned", lambda: mb.Fixed({"a": 0.1, "b": 0.4, "c": 0.0, "d": 1.0}, learned=True, softmax=True)),
     Part("uniform", mb.Uniform),

@@ -18,6 +18,7 @@ import modbay as mb
 from helpers import (
     AGGREGATORS,
     KINDS,
+    MAPS,
     ROUTERS,
     ROUTINGS,
     SITES,
@@ -62,7 +63,7 @@ def keeps_width(which: str, place: str) -> bool:
 def fits(form: Form, case: Case, place: str, part: Part = AGGREGATORS[0]) -> bool:
     """Whether a kind may be routed so: tokens apart, weighed, one after another, only if it does not forbid it."""
     kind = case.make()
-    if form.tokens and (place == "conv2d" or not kind.tokenwise):
+    if form.tokens and (place in MAPS or not kind.tokenwise):
         return False
     if part.id == "sequence" and isinstance(kind, mb.Replacement) and place not in ("norm", "block"):
         return form.one  # experts that change the width do not follow each other
@@ -81,7 +82,11 @@ ALL = pytest.mark.parametrize("case, place, part", PAIRS, ids=ids)
 
 def companion(part: Part, place: str) -> mb.Kind | None:
     """A kind to stand among those of a case, where the aggregator takes several."""
-    kinds = {"average": None, "average-deltas": mb.BitFit(), "mixture": mb.FeedForward(2)}
+    kinds = {
+        "average": None,
+        "average-deltas": mb.BitFit(),
+        "mixture": mb.Full() if place in MAPS else mb.FeedForward(2),
+    }
     return kinds.get(part.id, mb.Bottleneck(2))
 
 
@@ -222,9 +227,9 @@ def test_2_a_mixed_batch_is_a_loop(case: Case, place: str, part: Part, form: For
     layer, x, given = plugged(case, place, part, other=companion(part, place)), example(place), labels(case)
     routing = form.make()
     leaves = learned(layer, x, routing)
-    want = looped(layer, x, routing, given)
+    want = looped(layer.train(not case.make().tied), x, routing, given)  # what ties rows does so in training alone
     assert_close(layer.eval()(x, routing=routing, **given), want, **EXACT)  # nothing is drawn: all are equal
-    got = layer.train()(x, routing=routing, **given)
+    got = layer.train(not case.make().tied)(x, routing=routing, **given)
     assert_close(got, want, **EXACT)
     for mine, theirs in zip(gradients(got, leaves), gradients(want, leaves), strict=True):
         assert_close(mine, theirs, **EXACT)
@@ -289,7 +294,7 @@ def chosen(case: Case) -> dict[str, list]:
 
 @EVERY
 def test_4_a_new_module_changes_nothing_and_detaching_restores_every_bit(case: Case, place: str):
-    net, x = Net(place).double(), example(place)
+    net, x = Net(place).double().train(not case.make().tied), example(place)
     state, before = copy.deepcopy(net.state_dict()), net(x)
     bay = mb.attach(net, at="site", modules={name: case.make() for name in NAMES}, router=mb.ByLabel("which"))
     net.double()
@@ -445,7 +450,7 @@ def test_rows_that_are_not_the_routing_s_raise(case: Case, place: str):
 
 @pytest.mark.parametrize(
     "case, place",
-    [(c, p) for c, p in cases() if p == "conv2d" or (p == c.sites[0] and not c.make().tokenwise)],
+    [(c, p) for c, p in cases() if p in MAPS or (p == c.sites[0] and not c.make().tokenwise)],
     ids=ids,
 )
 def test_tokens_that_can_t_be_routed_apart_raise(case: Case, place: str):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..abstract import ParameterComposition, Site
 from ..deltas import Bias
-from ..types import Params
+from ..types import Params, System
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class BitFit(ParameterComposition):
     """
 
     batched: ClassVar[bool] = True
+    systems: ClassVar[tuple[System, ...]] = (
+        System((10,), "mb.BitFit()", ("tests/test_kinds.py::test_bitfit_moves_the_bias",)),
+    )
 
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         return {site.name: {"bias": site.zeros(site.features("outputs"))} for site in sites}

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..abstract import Context, Replacement, Site
 from ..errors import CompositionError
 from ..ops import linear
-from ..types import Params
+from ..types import Params, System
 from ._common import drawn, drawn_bias, features_last
 
 
@@ -28,6 +28,17 @@ class Head(Replacement):
     """
 
     batched: ClassVar[bool] = True
+    systems: ClassVar[tuple[System, ...]] = (
+        System(
+            (32,),
+            'mb.attach(model, "classifier", {"ner": mb.Head(9), "pos": mb.Head(17)}, name="task", freeze=False)',
+            (
+                "tests/test_kinds.py::test_heads_of_several_sizes_share_a_batch",
+                "tests/test_function.py::test_hard_sharing_trains_the_trunk_by_all_tasks",
+            ),
+            "hard parameter sharing",
+        ),
+    )
     labels: tuple[str, ...] | list[str] | int
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..abstract import ParameterComposition, Site
 from ..deltas import InputScale, Scale
 from ..errors import CompositionError
-from ..types import Params
+from ..types import Params, System
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,18 @@ class IA3(ParameterComposition):
     """
 
     batched: ClassVar[bool] = True
+    systems: ClassVar[tuple[System, ...]] = (
+        System(
+            (45,),
+            '{mb.role.key: mb.IA3(), mb.role.value: mb.IA3(), mb.role.ffn_out: mb.IA3("input")}',
+            (
+                "tests/test_kinds.py::test_ia3_scales_the_output_bias_included",
+                "tests/test_kinds.py::test_ia3_scales_the_input",
+                "tests/test_peft.py::test_ia3",
+            ),
+            "(IA)³",
+        ),
+    )
     of: Literal["output", "input"] = "output"
 
     def __post_init__(self):

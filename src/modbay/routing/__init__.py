@@ -1,6 +1,7 @@
 """The routing functions, one file each (survey section 3 of the digest, 4 of the paper)."""
 
 from ._by_label import ByLabel as ByLabel
+from ._drop import Drop as Drop
 from ._fixed import Fixed as Fixed
 from ._skills import Skills as Skills
 from ._top_k import TopK as TopK

@@ -1,0 +1,91 @@
+"""Invertible adapters: the embeddings of a language made another's, and undone before the output layer.
+
+Pfeiffer, Vulić, Gurevych and Ruder, "MAD-X", 2020 (arXiv 2005.00052); the coupling: Dinh, Krueger and Bengio, "NICE",
+2015 (arXiv 1410.8516).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..abstract import Context, FunctionComposition, Site
+from ..errors import CompositionError, listed
+from ..ops import linear
+from ..types import Params, System
+from ._common import ACTIVATIONS, drawn, known, positive
+
+INVERSE = "inverse/"  # how names begin at the second site, whose tensors are the first one's
+FORMULA = "tests/test_function.py::test_an_invertible_adapter_is_the_nice_coupling_and_its_inverse"
+TIED = "tests/test_function.py::test_the_inverse_of_an_invertible_adapter_shares_its_tensors"
+
+
+@dataclass(frozen=True)
+class Invertible(FunctionComposition):
+    """[o₁ ; o₂] with o₁ = F(e₂) + e₁, o₂ = G(o₁) + e₂, e = [e₁ ; e₂] = f(x); at the second site the inverse,
+    e₂ = o₂ − G(o₁), e₁ = o₁ − F(e₂), by the same F and G, W_up σ(W_down v + b_down) + b_up.
+
+        mb.attach(model, at=["bert.embeddings.LayerNorm", "cls.predictions.transform"], modules={"de": mb.Invertible()})
+
+    Sites in the model's order: the embeddings, and what gives the output layer its input; or the embeddings alone, for
+    a task without that layer. Both are d wide, on the last axis. reduction: of the half d/2 to the rows of W_down.
+    std: None draws W_down as a Linear's weight and leaves W_up zero, so that the start is the base exactly; a number
+    draws both from a normal (the authors' code: 0.02). Biases start at zero.
+    Raises CompositionError for more than two sites, of different widths, or with their features elsewhere.
+    """
+
+    batched: ClassVar[bool] = True
+    systems: ClassVar[tuple[System, ...]] = (System((44,), "mb.Invertible()", (FORMULA, TIED), "invertible adapter"),)
+    reduction: int | float = 2
+    activation: str = "relu"
+    std: int | float | None = None
+
+    def __post_init__(self):
+        known(self.activation, "Invertible")
+        positive("Invertible", reduction=self.reduction, std=self.std)
+
+    @property
+    def neutral(self) -> bool:  # type: ignore[override]
+        return self.std is None
+
+    def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
+        first, *rest = sites
+        d = first.features("outputs")
+        if len(rest) > 1 or any(site.features("outputs") != d or site.axis != -1 for site in sites) or d < 2:
+            widths = [f"{site.name}: {site.outputs}" for site in sites]
+            raise CompositionError(
+                f"Invertible at {listed(widths)} ({type(first.module).__name__}): it goes to the embeddings, and its "
+                f"inverse to what gives the output layer its input; both as wide as each other, on the last axis. Give "
+                f"at=[EMBEDDINGS, LAST LAYER]."
+            )
+        half = d // 2
+        own = self._net(first, "F", d - half, half) | self._net(first, "G", half, d - half)
+        return {first.name: own} | {site.name: {INVERSE + name: t for name, t in own.items()} for site in rest}
+
+    def _net(self, site: Site, name: str, inputs: int, outputs: int) -> dict[str, Tensor]:
+        size = max(1, int(inputs / self.reduction))
+        down, up = drawn(site, size, inputs), site.zeros(outputs, size)
+        if self.std is not None:
+            for weight in (down, up):
+                nn.init.normal_(weight, std=self.std)
+        return {
+            f"{name}_down": down,
+            f"{name}_down_bias": site.zeros(size),
+            f"{name}_up": up,
+            f"{name}_up_bias": site.zeros(outputs),
+        }
+
+    def change(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Tensor:
+        half = y.shape[-1] // 2
+        first, second = y[..., :half], y[..., half:]
+        if f"{INVERSE}F_up" in params:
+            more = -self._run(params, f"{INVERSE}G", first)
+            return torch.cat([-self._run(params, f"{INVERSE}F", second + more), more], -1)
+        more = self._run(params, "F", second)
+        return torch.cat([more, self._run(params, "G", first + more)], -1)
+
+    def _run(self, params: Params, name: str, v: Tensor) -> Tensor:
+        hidden = ACTIVATIONS[self.activation](linear(v, params[f"{name}_down"], params[f"{name}_down_bias"]))
+        return linear(hidden, params[f"{name}_up"], params[f"{name}_up_bias"])
