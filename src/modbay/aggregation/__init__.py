@@ -1,7 +1,9 @@
 """The aggregation functions, one file each (survey section 4)."""
 
+from ._again import Again as Again
 from ._average import ParameterAverage as ParameterAverage
 from ._concatenate import Concatenate as Concatenate
+from ._cross_stitch import CrossStitch as CrossStitch
 from ._fusion import AdapterFusion as AdapterFusion
 from ._mixture import Mixture as Mixture
 from ._sequence import Sequence as Sequence

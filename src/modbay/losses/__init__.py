@@ -2,6 +2,13 @@
 
 from ._balance import load_balance as load_balance
 from ._balance import z_loss as z_loss
+from ._choices import length_normalised as length_normalised
+from ._choices import likelihood as likelihood
+from ._choices import t_few as t_few
+from ._choices import unlikelihood as unlikelihood
 from ._prior import indian_buffet as indian_buffet
 from ._superposition import entropy as entropy
 from ._superposition import superfluous as superfluous
+from ._sharing import distance as distance
+from ._sharing import orthogonality as orthogonality
+from ._sharing import trace_norm as trace_norm
