@@ -66,6 +66,19 @@ def test_norm_has_a_bias_where_the_norm_has_one_or_where_it_is_asked_for():
     close(out, F.layer_norm(x, (8,), norm.weight * (1 + p["gain"]), norm.bias))
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (4, 4, 4)], ids=["vector", "sequence", "map"])
+def test_the_features_of_a_group_norm_are_on_its_second_axis(shape: tuple[int, ...]):
+    norm, x = nn.GroupNorm(2, 4), torch.randn(6, *shape)
+    layer = mb.Modular(norm, {"a": mb.Norm(), "b": mb.Norm()}, mb.ByLabel("task"), mb.WeightedSum())
+    randomise(layer.parts.parameters())
+    a, b = (layer.parts._modules[name].tensors() for name in "ab")
+    want = [F.group_norm(x, 2, norm.weight * (1 + p["gain"]), norm.bias + p["bias"]) for p in (a, b)]
+    out = layer(x, task=["a", "b", "b", "a", None, "a"])
+    close(out, torch.stack([want[0][0], want[1][1], want[1][2], want[0][3], norm(x)[4], want[0][5]]))
+    with pytest.raises(mb.errors.CompositionError, match="known"):
+        mb.Bottleneck(2).init([layer.site])
+
+
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")
 def test_norm_is_pefts_layer_norm_tuning():
     """Where γ is 1, relative to which it is learned, the same outputs after some steps of gradient descent."""
@@ -86,7 +99,9 @@ def test_norm_is_pefts_layer_norm_tuning():
     close(net(x), theirs(x))
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.RMSNorm((4,))], ids=["batch", "rms"])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(4), nn.RMSNorm((4,)), nn.GroupNorm(2, 4)], ids=["batch", "rms", "group"]
+)
 def test_norm_folds_into_norms_of_other_kinds(norm: nn.Module):
     net, x = nn.Sequential(norm), torch.randn(5, 4, 4, 4)
     randomise(norm.parameters())

@@ -422,7 +422,7 @@ TRACED = [pytest.param(*pair, marks=[] if pair[0].id in QUICK else pytest.mark.s
 def test_10_compiled_once_for_all_labels(case: Case, place: str):
     if not keeps_width(case.id, place):
         return  # which rows have a head is not known when the graph is made
-    layer = plugged(case, place)
+    layer = plugged(case, place).train(not case.make().tied)
     layer.router = mb.ByLabel("which")
     layer.router.build(layer.inventory.names, layer.site)
     once(layer, example(place).detach(), case)

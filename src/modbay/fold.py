@@ -20,7 +20,7 @@ from .modules import Full
 from .seams import Fitting, Place
 
 # Exact types: a subclass of Linear need not be affine. GPT-2's Conv1D is known by its site's form.
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, *NORMS)
 MIXING = (LowRank, InputScale, After, Beside)  # whose ΔW is no weight of a convolution of groups
 OUTPUT = (LowRank, Kronecker, Bias, Scale, After, Beside)  # that read x and f(x) alone

@@ -72,10 +72,11 @@ class AdapterFusion(Aggregator):
                 f"aggregator=mb.AdapterFusion, the class, for parameters at each site."
             )
         there = self._there(routing, ids, len(modules))
-        if self.axis != -1:
-            outputs, y = outputs.movedim(self.axis, -1), y.movedim(self.axis, -1)
+        axis = self.axis if self.axis < 0 else self.axis - y.ndim
+        if axis != -1:
+            outputs, y = outputs.movedim(axis, -1), y.movedim(axis, -1)
         out = self._attend(y, outputs - y, there)
-        return out if self.axis == -1 else out.movedim(-1, self.axis)
+        return out if axis == -1 else out.movedim(-1, axis)
 
     def _there(self, routing: Routing, ids: list[int], n: int) -> Tensor:
         """Which of the stacked outputs take part, (…, k)."""

@@ -39,7 +39,8 @@ def add_linear(
 
 
 def align(vector: Float[Tensor, "*g d"], x: Tensor, axis: int = -1) -> Float[Tensor, "..."]:
-    """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` (−1, −3 …) of x."""
+    """A vector of features, (d,) or (g, d), shaped to broadcast against the feature `axis` of x: −1, −3 … from its end,
+    or 1 … from its beginning, not counting the axis of a group."""
     group = vector.shape[:-1]
-    after = -1 - axis
+    after = -1 - axis if axis < 0 else x.ndim - len(group) - 1 - axis
     return vector.view(*group, *[1] * (x.ndim - len(group) - 1 - after), vector.shape[-1], *[1] * after)
