@@ -126,8 +126,8 @@ KINDS: list[Case] = [
     Case("invertible-std", lambda: mb.Invertible(3, std=0.1), LINEAR),
     Case("residual", lambda: mb.ResidualAdapter(), LINEAR + CONVOLUTION, folds=True),
     Case("residual-parallel", lambda: mb.ResidualAdapter("parallel"), LINEAR + CONVOLUTION, folds=True),
-    Case("gate", lambda: mb.Gate(2), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
-    Case("gate-apart", lambda: mb.Gate(4, factor=1.0, pool=False), LINEAR + CONVOLUTION),
+    Case("squeeze-excite", lambda: mb.SqueezeExcite(2), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
+    Case("squeeze-excite-apart", lambda: mb.SqueezeExcite(4, factor=1.0, pool=False), LINEAR + CONVOLUTION),
     Case("sparse", lambda: mb.SparseDelta(density=0.2, seed=3), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("masked", lambda: mb.Masked("edge-popup", density=0.6), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case(

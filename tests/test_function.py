@@ -339,20 +339,22 @@ def test_residual_adapters_on_efficientnet(efficientnet, tmp_path, placement: st
 
 @pytest.mark.parametrize("place", ["conv2d", "block"])
 def test_a_gate_squeezes_and_excites(place: str):
-    out, y, _, p, _ = parts(mb.Gate(2, factor=1.0), place)
+    out, y, _, p, _ = parts(mb.SqueezeExcite(2, factor=1.0), place)
     y = y.movedim(1, -1) if place == "conv2d" else y
     squeezed = y.flatten(1, -2).mean(1)
     down, up = p["down"].flatten(1), p["up"].flatten(1)
     gate = torch.sigmoid(F.relu(squeezed @ down.T + p["down_bias"]) @ up.T + p["up_bias"])
     want = y * gate.view(3, *[1] * (y.ndim - 2), -1)
     close(out, want.movedim(-1, 1) if place == "conv2d" else want)
-    out, y, _, p, _ = parts(mb.Gate(2, pool=False), "block")
+    out, y, _, p, _ = parts(mb.SqueezeExcite(2, pool=False), "block")
     close(out, 2 * y * torch.sigmoid(F.relu(y @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"]))
 
 
 def test_a_gate_leaves_padding_out(minilm):
     minilm.double()
-    bay = mb.attach(minilm, at="*.output.LayerNorm", modules={"a": mb.Gate(), "b": mb.Gate()}, name="task")
+    bay = mb.attach(
+        minilm, at="*.output.LayerNorm", modules={"a": mb.SqueezeExcite(), "b": mb.SqueezeExcite()}, name="task"
+    )
     randomise(bay.parameters())
     ids, task = torch.randint(1000, 2000, (3, 9)), ["a", None, "b"]
     mask = torch.tensor([[1] * 9, [1] * 9, [1] * 6 + [0] * 3])
@@ -360,7 +362,7 @@ def test_a_gate_leaves_padding_out(minilm):
     alone = minilm(ids[2:, :6], attention_mask=mask[2:, :6], task="b").last_hidden_state
     close(out[2:, :6], alone)
     with pytest.raises(mb.errors.CompositionError, match="factor=0"):
-        mb.Gate(factor=0)
+        mb.SqueezeExcite(factor=0)
 
 
 # Streams

@@ -7,8 +7,8 @@ from ._choices import likelihood as likelihood
 from ._choices import t_few as t_few
 from ._choices import unlikelihood as unlikelihood
 from ._prior import indian_buffet as indian_buffet
-from ._superposition import entropy as entropy
-from ._superposition import superfluous as superfluous
 from ._sharing import distance as distance
 from ._sharing import orthogonality as orthogonality
 from ._sharing import trace_norm as trace_norm
+from ._superposition import entropy as entropy
+from ._superposition import superfluous as superfluous

@@ -15,15 +15,12 @@ from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
 from ._ranks import RankBudget as RankBudget
-from ._spec import BaySpec as BaySpec
-from ._spec import Method as Method
-from ._spec import Values as Values
-from ._supsup import infer_task as infer_task
-from ._supsup import signed_constant as signed_constant
 from ._side import side_tuning as side_tuning
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
 from ._spec import Values as Values
 from ._stitched import cross_stitch as cross_stitch
 from ._stitched import sluice as sluice
+from ._supsup import infer_task as infer_task
+from ._supsup import signed_constant as signed_constant
 from ._x_mod import x_mod as x_mod

@@ -9,7 +9,6 @@ from ._diff import DiffPruning as DiffPruning
 from ._dora import DoRA as DoRA
 from ._feedforward import FeedForward as FeedForward
 from ._full import Full as Full
-from ._gate import Gate as Gate
 from ._gates import Gates as Gates
 from ._head import Head as Head
 from ._hyper import Hyper as Hyper
@@ -25,5 +24,6 @@ from ._prefix import Prefix as Prefix
 from ._prompt import Prompt as Prompt
 from ._residual import ResidualAdapter as ResidualAdapter
 from ._sparse import SparseDelta as SparseDelta
+from ._squeeze_excite import SqueezeExcite as SqueezeExcite
 from ._subnetwork import SubNetwork as SubNetwork
 from ._vera import VeRA as VeRA

@@ -20,11 +20,11 @@ SQUEEZE = "tests/test_function.py::test_a_gate_squeezes_and_excites"
 
 
 @dataclass(frozen=True)
-class Gate(FunctionComposition):
+class SqueezeExcite(FunctionComposition):
     """y ⊙ s · sigmoid(W_up σ(W_down v + b_down) + b_up), with v the mean of y = f(x) over its positions, or y itself.
 
-        mb.Gate(factor=1.0)             # squeeze and excite
-        mb.Gate(pool=False)             # a mask of features for each position
+        mb.SqueezeExcite(factor=1.0)             # squeeze and excite
+        mb.SqueezeExcite(pool=False)             # a mask of features for each position
 
     reduction: of the features to the rows of W_down. factor: s; with 2 a new gate is one, and changes nothing, since
     W_up and b_up start at zero; the paper's s is 1, and its W_up drawn. pool: whether v is the mean, without padding
@@ -34,7 +34,7 @@ class Gate(FunctionComposition):
 
     batched: ClassVar[bool] = True
     systems: ClassVar[tuple[System, ...]] = (
-        System((48,), "mb.Gate(factor=1.0)", (SQUEEZE,), "squeeze-and-excite gate"),
+        System((48,), "mb.SqueezeExcite(factor=1.0)", (SQUEEZE,), "squeeze-and-excite gate"),
     )
     reduction: int | float = 16
     factor: int | float = 2.0
@@ -42,8 +42,8 @@ class Gate(FunctionComposition):
     activation: str = "relu"
 
     def __post_init__(self):
-        known(self.activation, "Gate")
-        positive("Gate", reduction=self.reduction, factor=self.factor)
+        known(self.activation, "SqueezeExcite")
+        positive("SqueezeExcite", reduction=self.reduction, factor=self.factor)
 
     @property
     def neutral(self) -> bool:  # type: ignore[override]
@@ -59,7 +59,7 @@ class Gate(FunctionComposition):
     def _one(self, site: Site) -> dict[str, Tensor]:
         d = site.features("outputs")
         if site.axis >= 0:
-            raise CompositionError(f"Gate at site {site.name!r}: its features are on no known axis.")
+            raise CompositionError(f"SqueezeExcite at site {site.name!r}: its features are on no known axis.")
         size = max(1, int(d / self.reduction))
         ones = [1] * (-1 - site.axis)  # (r, d, 1, 1) at a Conv2d: what tells its maps from those of a Linear
         return {
@@ -86,8 +86,8 @@ class Gate(FunctionComposition):
             return v.mean(axes, keepdim=True) if axes else v
         if mask.shape[1] < v.shape[-2] or len(mask) != v.shape[: lead + 1].numel():
             raise SiteError(
-                f"Gate: the site's output {tuple(v.shape)} has other rows or more positions than the call's attention "
-                f"mask {tuple(mask.shape)}. Attach elsewhere, or use pool=False."
+                f"SqueezeExcite: the site's output {tuple(v.shape)} has other rows or more positions than the call's "
+                f"attention mask {tuple(mask.shape)}. Attach elsewhere, or use pool=False."
             )
         count = mask[:, -v.shape[-2] :].reshape(*v.shape[:-1], 1).to(v.dtype)
         return (v * count).sum(-2, keepdim=True) / count.sum(-2, keepdim=True).clamp(min=1)
