@@ -88,6 +88,7 @@ class Case:
         return self.id
 
 
+TYPOLOGY = {"en": (0, 1, 1), "de": (1, 1, 0), "sw": (1, 0, 0.5)}
 LANGUAGE = {"language": lambda rows: [("en", "de", None, "sw")[i % 4] for i in range(rows)]}
 
 KINDS: list[Case] = [
@@ -116,6 +117,7 @@ KINDS: list[Case] = [
     ),
     Case("compacter", lambda: mb.Compacter(2, size=4, std=0.3), LINEAR + EMBEDDING + NORM + BLOCK),
     Case("compacter-phm", lambda: mb.Compacter(2, rank=None, std=0.3, activation="relu"), LINEAR + BLOCK),
+    Case("bottleneck-norm-after", lambda: mb.Bottleneck(3, norm="after"), LINEAR + CONVOLUTION + BLOCK),
     Case("ia3", lambda: mb.IA3(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
     Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),
     Case("bitfit", lambda: mb.BitFit(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
@@ -172,6 +174,39 @@ KINDS: list[Case] = [
         labels=LANGUAGE,
         generated=True,
     ),
+    Case(
+        "hyper-several",
+        lambda: mb.Hyper(
+            mb.Bottleneck(3, norm="after"),
+            ("task", "language"),
+            (("x", "y", "z"), ()),
+            4,
+            6,
+            5,
+            True,
+            ("site", "input"),
+            table={"language": TYPOLOGY},
+            shared=False,
+        ),
+        LINEAR + BLOCK,
+        labels={"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)], **LANGUAGE},
+        generated=True,
+    ),
+    Case(
+        "hyper-grouped",
+        lambda: mb.Hyper(mb.LoRA(2), "language", table=TYPOLOGY, where=(), rank=3),
+        LINEAR + EMBEDDING,
+        labels=LANGUAGE,
+        generated=True,
+    ),
+    Case(
+        "hyper-full",
+        lambda: mb.Hyper(mb.Full(), "language", ("en", "de", "sw"), size=4),
+        LINEAR + BLOCK,
+        labels=LANGUAGE,
+        generated=True,
+    ),
+    Case("hyper-place", lambda: mb.Hyper(mb.Bottleneck(3), size=4), LINEAR + EMBEDDING, generated=True),
 ]
 
 

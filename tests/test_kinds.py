@@ -18,7 +18,7 @@ EVERY = pytest.mark.parametrize("case, place", cases(), ids=ids)
 def run(case, kind, params, module, site, x, rows=None):
     """The site's output with one module."""
     f, c = function(module, x), context(case, len(x) if rows is None else rows)
-    if isinstance(kind, mb.Replacement):
+    if kind.replaces:
         return apply(kind, params, f, x, None, c, site, False)
     if kind.enters:
         return f(x + apply(kind, params, f, x, x, c, site, False))
@@ -36,7 +36,7 @@ def test_a_new_module_has_finite_parameters_and_the_shape_of_its_output(case: Ca
         isinstance(t, nn.Parameter) for n, t in params.items() if t.is_floating_point() and n not in kind.constants
     )
     out = run(case, kind, params, module, site, x)
-    if not isinstance(kind, mb.Replacement) or kind.neutral:
+    if not kind.replaces or kind.neutral:
         assert out.shape == module(x).shape
 
 
@@ -73,9 +73,7 @@ def test_a_group_equals_a_loop_forward_and_gradients(case: Case, place: str):
     xs = torch.stack([SITES[place].example(2) for _ in several])  # (g, m, …)
     f, c = function(module, xs.flatten(0, 1)), context(case, 6)
     x = xs.clone().requires_grad_() if xs.is_floating_point() else xs
-    ys = (
-        None if isinstance(kind, mb.Replacement) else x if kind.enters else module(x.flatten(0, 1)).unflatten(0, (3, 2))
-    )
+    ys = None if kind.replaces else x if kind.enters else module(x.flatten(0, 1)).unflatten(0, (3, 2))
 
     stack = {name: torch.stack([p[name] for p in several]) for name in several[0]}
     rows = torch.arange(6)
@@ -105,7 +103,7 @@ def parts(kind: mb.Kind, place: str, rows: int = 3):
     params, x = trained(kind, site), SITES[place].example(rows)
     label = mb.Context(labels={"language": ["en", "sw", None][:rows]})
     f = function(module, x)
-    if isinstance(kind, mb.Replacement):
+    if kind.replaces:
         return apply(kind, params, f, x, None, label, site, False), module(x), x, params, module
     y = f(x)
     out = f(x + apply(kind, params, f, x, x, label, site, False)) if kind.enters else None
@@ -339,7 +337,8 @@ def test_a_hypernetwork_compiles_whole(case: Case):
         nn.init.normal_(parameter, std=0.3)
     x, labels = torch.randn(3, 2, 8), torch.tensor([0, -1, 2])
     torch._dynamo.reset()
-    close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x, language=labels), layer(x, language=labels))
+    given = dict.fromkeys(case.labels, labels)
+    close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x, **given), layer(x, **given))
 
 
 # What is refused

@@ -65,7 +65,7 @@ def fits(form: Form, case: Case, place: str, part: Part = AGGREGATORS[0]) -> boo
     kind = case.make()
     if form.tokens and (place in MAPS or not kind.tokenwise):
         return False
-    if part.id == "sequence" and isinstance(kind, mb.Replacement) and place not in ("norm", "block"):
+    if part.id == "sequence" and kind.replaces and place not in ("norm", "block"):
         return form.one  # experts that change the width do not follow each other
     return keeps_width(case.id, place) or (form.one and part.id == "sum")
 
@@ -172,7 +172,7 @@ def alone(layer: mb.Modular, name: str, x: Tensor, given: dict) -> Tensor:
     part, f, c = layer.parts._modules[name], function(layer.f, x), mb.Context(labels=given)
     kind, params = part.kind, part.tensors()
     run = lambda y: apply(kind, params, f, x, y, c, layer.site, False)
-    if isinstance(kind, mb.Replacement):
+    if kind.replaces:
         return run(None)
     return f(x + run(x)) if kind.enters else f(x) + run(f(x))
 

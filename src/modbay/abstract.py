@@ -123,6 +123,8 @@ class Kind(ABC):
     enters: ClassVar[bool] = False  # its delta acts on x before f, which must be affine
     neutral: ClassVar[bool] = True  # claims to change nothing when it is new
     folds: ClassVar[bool] = False  # its change can go into the base's weights
+    replaces: ClassVar[bool] = False  # stands instead of f
+    place: ClassVar[str] = ""  # of what is put in front of an input: "input" or "attention"
     constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
     remade: ClassVar[tuple[str, ...]] = ()  # of the constants, those that follow from fields and sites: files lack them
     reads_weight: ClassVar[bool] = False  # its delta depends on the base's weight
@@ -179,6 +181,7 @@ class FunctionComposition(Kind):
 class Replacement(Kind):
     """f_φ(x) instead of f: an expert, a head, a trainable copy of the site."""
 
+    replaces: ClassVar[bool] = True
     neutral: ClassVar[bool] = False
 
     @abstractmethod
@@ -191,9 +194,17 @@ class Generator(Kind):
 
     kind: Kind
 
+    @property
+    def replaces(self) -> bool:  # type: ignore[override]
+        return self.kind.replaces
+
+    @property
+    def place(self) -> str:  # type: ignore[override]
+        return self.kind.place
+
     @abstractmethod
     def generate(self, params: Params, x: Tensor, c: Context) -> Params:
-        """The parameters of `kind`, (b, …): one set an example in sight."""
+        """The parameters of `kind`, (b, …): one set an example in sight; or (1, …), where all have the same."""
 
 
 class Delta(ABC):
@@ -321,14 +332,14 @@ class Aggregator(nn.Module, ABC):
 
     def admit(self, kind: Kind, site: Site) -> None:
         """Raise CompositionError if this kind can't be aggregated so at this site. Here: any that has an output."""
-        if isinstance(kind, InputComposition) and type(self).extend is Aggregator.extend:
+        if kind.place and type(self).extend is Aggregator.extend:
             raise CompositionError(
                 f"{type(self).__name__} at site {site.name!r}: it aggregates outputs, and {type(kind).__name__} has "
                 f"none of its own. Use WeightedSum or Concatenate for input compositions."
             )
 
-    def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
-        """What input compositions put in front of each row, (b, …, n, d), and which of the n places a row has, (b, n).
+    def extend(self, modules: Any, routing: Routing, x: Tensor, c: Context) -> tuple[Tensor, Tensor | None] | None:
+        """What input compositions put in front of each row of x, (b, …, n, d), and which of n places it has, (b, n).
 
         None instead of the places: each row has all; None instead of both: there is nothing. Here: it can't be done.
         """

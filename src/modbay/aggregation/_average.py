@@ -66,9 +66,9 @@ class ParameterAverage(Aggregator):
         live = (routing.dense(len(modules)) != 0).any(-1)
         return _output(kind, params, f, x, c, modules.site, live)
 
-    def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
+    def extend(self, modules: Any, routing: Routing, x: Tensor, c: Context) -> tuple[Tensor, Tensor | None] | None:
         """What the averaged prompt or prefix puts in front of the input."""
-        return extension(modules, routing, rows, c, "average")
+        return extension(modules, routing, x, c, "average")
 
 
 def _output(kind: Kind, params: Any, f: Any, x: Tensor, c: Context, site: Site, live: Tensor | None) -> Tensor:

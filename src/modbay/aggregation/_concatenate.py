@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..abstract import Aggregator, Context, InputComposition, Kind, Routing, Site
+from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..core import extension
 from ..errors import CompositionError
 
@@ -18,7 +18,7 @@ class Concatenate(Aggregator):
     """
 
     def admit(self, kind: Kind, site: Site) -> None:
-        if not isinstance(kind, InputComposition):
+        if not kind.place:
             raise CompositionError(
                 f"Concatenate at site {site.name!r}: {type(kind).__name__} is put in front of no input, so that there "
                 f"is nothing to concatenate. Use WeightedSum."
@@ -30,5 +30,5 @@ class Concatenate(Aggregator):
             f"model itself (at=''), a Prefix to an attention module."
         )
 
-    def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
-        return extension(modules, routing, rows, c, "concatenate")
+    def extend(self, modules: Any, routing: Routing, x: Tensor, c: Context) -> tuple[Tensor, Tensor | None] | None:
+        return extension(modules, routing, x, c, "concatenate")

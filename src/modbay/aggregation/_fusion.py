@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..abstract import Aggregator, Context, InputComposition, Kind, Routing, Site
+from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..errors import CompositionError
 
 
@@ -50,7 +50,7 @@ class AdapterFusion(Aggregator):
             self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
 
     def admit(self, kind: Kind, site: Site) -> None:
-        if isinstance(kind, InputComposition):
+        if kind.place:
             raise CompositionError(
                 f"AdapterFusion at site {site.name!r}: {type(kind).__name__} has no output that could be attended "
                 f"over. Use Concatenate."

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..abstract import Aggregator, Context, Kind, Replacement, Routing, Site
+from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..errors import CompositionError
 
 
@@ -19,7 +19,7 @@ class Mixture(Aggregator):
     """
 
     def admit(self, kind: Kind, site: Site) -> None:
-        if not isinstance(kind, Replacement):
+        if not kind.replaces:
             raise CompositionError(
                 f"Mixture at site {site.name!r}: {type(kind).__name__} changes f, which a mixture of experts does not "
                 f"run. Use experts (mb.FeedForward, mb.Full, a network), or WeightedSum."

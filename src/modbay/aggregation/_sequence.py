@@ -50,7 +50,7 @@ class Sequence(Aggregator):
         if not places:
             return f(x)
         slots = self._slots(places, modules, routing)
-        instead = [i for i in places if isinstance(modules.parts[i].kind, Replacement)]
+        instead = [i for i in places if modules.parts[i].kind.replaces]
         v, y = x, modules.add(f, x, slots[0], c)
         for before, slot in pairwise(slots):
             v = _moved(v, y, before, modules) if instead else v

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..abstract import Aggregator, Context, InputComposition, Kind, Routing, Site
+from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..errors import CompositionError
 
 
@@ -23,7 +23,7 @@ class Stack(Aggregator):
                 f"Stack at site {site.name!r}: its output has one axis more than what the network expects there. Use "
                 f"it in mb.Modular, or at the whole model (at='')."
             )
-        if isinstance(kind, InputComposition):
+        if kind.place:
             raise CompositionError(f"Stack: {type(kind).__name__} has no output of its own; use Concatenate.")
 
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:

@@ -18,6 +18,6 @@ class WeightedSum(Aggregator):
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         return modules.add(f, x, routing, c)
 
-    def extend(self, modules: Any, routing: Routing, rows: int, c: Context) -> tuple[Tensor, Tensor | None] | None:
+    def extend(self, modules: Any, routing: Routing, x: Tensor, c: Context) -> tuple[Tensor, Tensor | None] | None:
         """Σ_i α_i P_i in front of the input: prompts and prefixes of one length."""
-        return extension(modules, routing, rows, c)
+        return extension(modules, routing, x, c)

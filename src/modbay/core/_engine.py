@@ -112,5 +112,7 @@ def generated(
         ]  # fmt: skip
         return torch.stack(several)
     each = kind.generate(params, x, c)
+    if all(len(tensor) == 1 for tensor in each.values()):  # one set for all
+        return apply(kind.kind, {name: tensor[0] for name, tensor in each.items()}, f, x, y, c, site, False)
     out = apply(kind.kind, each, f, x.unsqueeze(1), None if y is None else y.unsqueeze(1), c, site, True)
     return out.squeeze(1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..abstract import Context, InputComposition, Routing
+from ..abstract import Context, Generator, Routing
 from ..errors import CompositionError, SiteError
 from ._modular import Modular, penalise
 from ._modules import Modules
@@ -22,14 +22,14 @@ Extension = tuple[Tensor, Tensor | None]
 def extended(modular: Modular, x: Tensor, c: Context, routing: Routing | None, aggregator: Any) -> Extension | None:
     """What goes in front of each row of x at a site; None if no module is active."""
     modules, route = modular.modules_at(), modular.routed(x, c, routing)
-    out = (aggregator or modular.aggregator).extend(modules, route, x.shape[0], c)  # type: ignore[union-attr]
+    out = (aggregator or modular.aggregator).extend(modules, route, x, c)  # type: ignore[union-attr]
     if modular.training and torch.is_grad_enabled():
         penalise(modules, route, c, modular.prefix)
     return out
 
 
-def extension(modules: Modules, routing: Routing, rows: int, c: Context, mode: str = "sum") -> Extension | None:
-    """E of each row, as the routing says; a row without a module has nothing but masked places.
+def extension(modules: Modules, routing: Routing, x: Tensor, c: Context, mode: str = "sum") -> Extension | None:
+    """E of each row of x, as the routing says; a row without a module has nothing but masked places.
 
     mode: "sum" Σ_i α_i P_i; "concatenate" [α_1 P_1, α_2 P_2, …]; "average" the extension of Σ_i α_i φ_i. Rows with
     fewer places than others are filled up in front. Raises CompositionError where lengths differ that are to be summed.
@@ -39,6 +39,7 @@ def extension(modules: Modules, routing: Routing, rows: int, c: Context, mode: s
             f"site {modules.site.name!r}: the tokens of one example were routed apart, but a prompt or prefix is put "
             f"in front of the whole example. Route it by example."
         )
+    rows = len(x)
     if routing.axes == 1 and len(_table(routing)) != rows:
         raise SiteError(
             f"site {modules.site.name!r} has {rows} rows, but the routing is for {len(_table(routing))}: the rows of "
@@ -48,14 +49,18 @@ def extension(modules: Modules, routing: Routing, rows: int, c: Context, mode: s
     if not ids:
         return None
     if mode == "average":
-        return _average(modules, routing, ids, rows, c)
-    each = [_extend(modules, i, c) for i in ids]
+        return _average(modules, routing, ids, x, c)
+    each = [_extend(modules, i, routing, x, c) for i in ids]
+    own = any(isinstance(modules.parts[i].kind, Generator) for i in ids)  # each is (b, …, n, d) then
+    if own:
+        each = [e if isinstance(modules.parts[i].kind, Generator) else e.expand(rows, *e.shape)
+                for i, e in zip(ids, each, strict=True)]  # fmt: skip
     if routing.axes == 0 and (routing.index is None or routing.host is not None):
         out = _alike(modules, routing, ids, each, mode)
-        return out.expand(rows, *out.shape), None
+        return out if own else out.expand(rows, *out.shape), None
     if routing.index is None:
-        return _weighted(modules, routing, ids, each, rows, mode)
-    return _chosen(modules, routing, ids, each, rows, mode)
+        return _weighted(modules, routing, ids, each, own, mode)
+    return _chosen(modules, routing, ids, each, rows, own, mode)
 
 
 def _table(routing: Routing) -> Tensor:
@@ -71,14 +76,30 @@ def _active(modules: Modules, routing: Routing) -> list[int]:
     return ids
 
 
-def _extend(modules: Modules, i: int, c: Context) -> Tensor:
+def _extend(modules: Modules, i: int, routing: Routing, x: Tensor, c: Context) -> Tensor:
+    """P_i (…, n, d); of a generator one a row, (b, …, n, d), zero where a row is known not to use it."""
     part = modules.parts[i]
-    if not isinstance(part.kind, InputComposition):
+    if not part.kind.place:
         raise CompositionError(
             f"module {modules.names[i]!r} at site {modules.site.name!r} is {type(part.kind).__name__}, but input is "
             f"composed here: only prompts or prefixes fit. Put it into a bay of its own."
         )
-    return part.kind.extend(part.tensors(), c)
+    if not isinstance(part.kind, Generator):
+        return part.kind.extend(part.tensors(), c)
+    rows = None
+    if routing.axes == 1 and routing.index is not None and not torch.compiler.is_compiling():
+        rows = (routing.index == i).any(-1).nonzero()[:, 0]
+        rows = None if len(rows) == len(x) else rows
+    made = _generated(part, x if rows is None else x[rows], c.at(rows))
+    return made if rows is None else made.new_zeros(len(x), *made.shape[1:]).index_copy(0, rows, made)
+
+
+def _generated(part: Any, x: Tensor, c: Context) -> Tensor:
+    """What a generator's kind puts in front of each row of x, (b, …, n, d)."""
+    kind, each = part.kind.kind, part.kind.generate(part.tensors(), x, c)
+    run = lambda params: kind.extend(params, c)
+    made = run(each) if kind.batched else torch.func.vmap(run)(each)
+    return made.expand(len(x), *made.shape[1:])
 
 
 def _same_length(modules: Modules, ids: Sequence[int], each: Sequence[Tensor]) -> None:
@@ -102,20 +123,19 @@ def _alike(modules: Modules, routing: Routing, ids: Sequence[int], each: Sequenc
 
 
 def _weighted(
-    modules: Modules, routing: Routing, ids: Sequence[int], each: Sequence[Tensor], rows: int, mode: str
+    modules: Modules, routing: Routing, ids: Sequence[int], each: Sequence[Tensor], own: bool, mode: str
 ) -> Extension:
     """Dense weights (b, n): every module counts in every row."""
     weights = routing.dense(len(modules))[:, list(ids)].to(each[0])
     if mode == "concatenate":
-        several = [w.view(-1, *[1] * e.ndim) * e for w, e in zip(weights.unbind(1), each, strict=True)]
+        several = [w.view(-1, *[1] * (e.ndim - own)) * e for w, e in zip(weights.unbind(1), each, strict=True)]
         return torch.cat(several, -2), None
     _same_length(modules, ids, each)
-    stack = torch.stack(list(each))
-    return (weights @ stack.flatten(1)).view(rows, *stack.shape[1:]), None
+    return torch.einsum("bm,mb...->b..." if own else "bm,m...->b...", weights, torch.stack(list(each))), None
 
 
 def _chosen(
-    modules: Modules, routing: Routing, ids: Sequence[int], each: Sequence[Tensor], rows: int, mode: str
+    modules: Modules, routing: Routing, ids: Sequence[int], each: Sequence[Tensor], rows: int, own: bool, mode: str
 ) -> Extension:
     """An index of modules by row: each row takes its own from the stack of those that are active."""
     lengths = [e.shape[-2] for e in each]
@@ -124,7 +144,8 @@ def _chosen(
     stack = torch.stack([*[F.pad(e, (0, 0, n - e.shape[-2], 0)) for e in each], nothing])
     take, whole = _take(modules, routing, ids, rows)
     seen = torch.tensor([[j >= n - length for j in range(n)] for length in [*lengths, 0]], device=take.device)
-    parts, seen = stack[take], seen[take]  # (rows, k, …, n, d), (rows, k, n)
+    parts = stack[take, torch.arange(rows, device=take.device).unsqueeze(1)] if own else stack[take]
+    seen = seen[take]  # (rows, k, …, n, d) and (rows, k, n)
     if routing.weights is not None:
         weights = routing.weights.expand(rows, -1).to(parts)
         parts = parts * weights.view(*weights.shape, *[1] * (parts.ndim - 2))
@@ -167,11 +188,12 @@ def _take(modules: Modules, routing: Routing, ids: Sequence[int], rows: int) -> 
     return torch.tensor(place, device=index.device)[index % len(place)], False
 
 
-def _average(modules: Modules, routing: Routing, ids: Sequence[int], rows: int, c: Context) -> Extension:
+def _average(modules: Modules, routing: Routing, ids: Sequence[int], x: Tensor, c: Context) -> Extension:
     """The extension of the averaged parameters; it must not matter to a row without a module, which is masked."""
+    rows = len(x)
     kind, params, apart = modules.averaged(routing, rows)
-    if not isinstance(kind, InputComposition):
-        _extend(modules, ids[0], c)  # raises
+    if not kind.place:
+        _extend(modules, ids[0], routing, x, c)  # raises
     if not apart:
         out = kind.extend(params, c)  # type: ignore[attr-defined]
         return out.expand(rows, *out.shape), None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..abstract import Context, Kind, Replacement, Routing, Site
+from ..abstract import Context, Kind, Routing, Site
 from ..errors import CompositionError, SiteError
 from ..types import Params
 from . import _sums
@@ -42,7 +42,7 @@ class Modules:
             said = self.kinds.live if host is None else dict.fromkeys(i for ids in host for i in ids)
             ids = [i for i in said if i >= 0 and self.kinds[i] >= 0]
             kinds = [self.parts[i].kind for i in ids]
-            enters, replaces = any(k.enters for k in kinds), any(isinstance(k, Replacement) for k in kinds)
+            enters, replaces = any(k.enters for k in kinds), any(k.replaces for k in kinds)
             found = routing.cache[key] = (ids, enters, replaces)
         return found
 
@@ -54,7 +54,7 @@ class Modules:
     def output(self, i: int, f: Any, x: Tensor, c: Context, y: Any = None) -> Tensor:
         """m_i(x): the output of the site with module i alone."""
         kind = self.parts[i].kind
-        if isinstance(kind, Replacement):
+        if kind.replaces:
             return self.one(i, f, x, None, c)
         if kind.enters:
             return f(x + self.one(i, f, x, x, c))

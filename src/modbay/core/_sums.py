@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..abstract import Context, Generator, InputComposition, Kind, ParameterComposition, Replacement, Routing
+from ..abstract import Context, Generator, InputComposition, Kind, ParameterComposition, Routing
 from ..deltas import LowRank
 from ..errors import CompositionError, listed
 from ..ops import lowrank_mixture
@@ -76,7 +76,7 @@ def _by_example(m: Any, p: Plan, x: Tensor) -> bool:
 
 def _alone(m: Any, ids: Sequence[int], f: Any, x: Tensor, c: Context) -> Tensor:
     """The same modules at weight one for all rows: no weights, no sorting, no copies."""
-    if len(ids) == 1 and isinstance(m.parts[ids[0]].kind, Replacement):
+    if len(ids) == 1 and m.parts[ids[0]].kind.replaces:
         return m.one(ids[0], f, x, None, c)
     y = f(x) if f is not None else torch.zeros_like(x)
     out = y
@@ -86,7 +86,7 @@ def _alone(m: Any, ids: Sequence[int], f: Any, x: Tensor, c: Context) -> Tensor:
             out = updated(part.kind, part.tensors(), x, y, out, c, m.site)
             continue
         change = m.one(i, f, x, y, c)
-        out = out + (_less(m, change, y, i) if isinstance(part.kind, Replacement) else change)
+        out = out + (_less(m, change, y, i) if part.kind.replaces else change)
     return out
 
 
@@ -101,7 +101,7 @@ def _replace(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     rows, flat, tokens = _rows(x, routing)
     p = plan(routing, m.kinds, len(rows), x.device)
     y: Any = None
-    needs = p.idle or not all(isinstance(m.parts[g.ids[0]].kind, Replacement) for g in p.groups)
+    needs = p.idle or not all(m.parts[g.ids[0]].kind.replaces for g in p.groups)
     if needs:
         y = f(x) if f is not None else torch.zeros_like(x)
         y = y.flatten(0, flat - 1) if flat > 1 else y
@@ -161,7 +161,7 @@ def _dense(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, e
     total: Any = 0.0
     for i in ids:
         change = m.one(i, f, x, y, c)
-        if isinstance(m.parts[i].kind, Replacement):
+        if m.parts[i].kind.replaces:
             change = _less(m, change, y, i)
         w = weights[..., i]
         total = total + w.view(*w.shape, *[1] * (change.ndim - w.ndim)) * change
@@ -178,7 +178,7 @@ def _gathered(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context
     kind, chosen = m.parts[ids[0]].kind, index[:, 0]
     params = {name: tensor[chosen.clamp(min=0)] for name, tensor in m.stacked(ids).items()}
     change = apply(kind, params, f, x.unsqueeze(1), y.unsqueeze(1), c, m.site, True).squeeze(1)
-    change = _less(m, change, y, ids[0]) if isinstance(kind, Replacement) else change
+    change = _less(m, change, y, ids[0]) if kind.replaces else change
     w = (chosen >= 0).to(y.dtype)
     w = w if routing.weights is None else w * routing.weights[:, 0].to(y.dtype)
     return change * w.view(-1, *[1] * (change.ndim - 1))
@@ -271,7 +271,7 @@ def _group(m: Any, group: Group, kind: Kind, f: Any, x: Tensor, y: Any, c: Conte
         grouped_y = None if y is None else y.unflatten(0, shape)
         out = apply(kind, m.stacked(group.ids), f, x.unflatten(0, shape), grouped_y, c, m.site, True)
         out = out.flatten(0, 1)
-    if isinstance(kind, Replacement):
+    if kind.replaces:
         return out if full else _less(m, out, y, group.ids[0])
     return y + out if full else out  # type: ignore[operator]
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,16 +27,19 @@ NORM = "tests/test_kinds.py::test_a_bottleneck_may_normalise_first_and_learn_its
 
 @dataclass(frozen=True)
 class Bottleneck(FunctionComposition):
-    """y + s · (W_up σ(W_down v + b_down) + b_up), with v = y (serial) or x (parallel), layer-normalised with `norm`.
+    """y + s · (W_up σ(W_down v + b_down) + b_up), with v = y (serial) or x (parallel), layer-normalised with `norm`; or
+    with norm="after" y + s · LayerNorm(W_up σ(W_down v + b_down) + b_up).
 
         mb.Bottleneck(64, activation="gelu", std=1e-2)             # Houlsby et al.
         mb.Bottleneck(reduction=16)                                # Pfeiffer et al.; the default
         mb.Bottleneck(64, norm=True)                               # Bapna and Firat
         mb.Bottleneck(512, placement="parallel", scale=4.0)        # He et al.
+        mb.Bottleneck(reduction=32, norm="after", activation="gelu_tanh")     # HyperFormer's, to be generated
 
     size: rows of W_down; or reduction: the width of the output divided by it. scale: s, or "learned" (at first 1).
     std: None draws W_down as a Linear's weight and leaves W_up zero (He et al.), so that the start is the base exactly;
     a number draws both from a normal cut off at two deviations, near the base (Houlsby et al. 1e-2). Biases start at 0.
+    With norm="after" W_up is drawn, too, and the norm's gain starts at zero instead, as does the change.
     Differs: the norm of the site's own block is not trained; attach another module to it. No dropout.
     At a convolution the maps are 1 × 1. Raises CompositionError where the site has no width, or for a bad argument.
     """
@@ -50,7 +54,7 @@ class Bottleneck(FunctionComposition):
     size: int | None = None
     reduction: int | float | None = None
     placement: Literal["serial", "parallel"] = "serial"
-    norm: bool = False
+    norm: bool | Literal["after"] = False
     activation: str = "relu"
     scale: int | float | Literal["learned"] = 1.0
     std: int | float | None = None
@@ -64,12 +68,14 @@ class Bottleneck(FunctionComposition):
             )
         if self.placement not in ("serial", "parallel"):
             raise CompositionError(f'Bottleneck(placement={self.placement!r}): it is "serial" or "parallel".')
+        if self.norm not in (False, True, "after"):
+            raise CompositionError(f'Bottleneck(norm={self.norm!r}): False, True (first), or "after".')
         if isinstance(self.scale, str) and self.scale != "learned":
             raise CompositionError(f'Bottleneck(scale={self.scale!r}): a number, or "learned".')
 
     @property
     def neutral(self) -> bool:  # type: ignore[override]
-        return self.std is None
+        return self.std is None or self.norm == "after"
 
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         return {site.name: self._one(site) for site in sites}
@@ -89,7 +95,8 @@ class Bottleneck(FunctionComposition):
                 f"x and y differ in size. Use 'serial'."
             )
         size = self.size or max(1, int(outputs / (self.reduction or 16)))
-        down, up = drawn(site, size, inputs), site.zeros(outputs, size)
+        after = self.norm == "after"
+        down, up = drawn(site, size, inputs), drawn(site, outputs, size) if after else site.zeros(outputs, size)
         if self.std is not None:
             for weight in (down, up):
                 nn.init.trunc_normal_(weight, std=self.std, a=-2 * self.std, b=2 * self.std)
@@ -97,7 +104,8 @@ class Bottleneck(FunctionComposition):
         params = {"down": down.view(size, inputs, *ones), "down_bias": site.zeros(size)}
         params |= {"up": up.view(outputs, size, *ones), "up_bias": site.zeros(outputs)}
         if self.norm:
-            params |= {"norm": site.zeros(inputs) + 1, "norm_bias": site.zeros(inputs)}
+            gain = site.zeros(outputs) if after else site.zeros(inputs) + 1
+            params |= {"norm": gain, "norm_bias": torch.zeros_like(gain)}
         if self.scale == "learned":
             params["scale"] = site.zeros(1) + 1
         return params
@@ -107,14 +115,18 @@ class Bottleneck(FunctionComposition):
         several = params["down_bias"].ndim - 1  # leading group axes: 0 or 1
         spatial = params["down"].ndim - 2 - several
         v = v.movedim(-1 - spatial, -1) if spatial else v
-        if self.norm:
-            v = F.layer_norm(v, v.shape[-1:])
-            v = v * align(params["norm"], v) + align(params["norm_bias"], v)
+        v = _normed(v, params) if self.norm is True else v
         down, up = (params[name].flatten(1 + several) if spatial else params[name] for name in ("down", "up"))
         hidden = ACTIVATIONS[self.activation](linear(v, down, params["down_bias"]))
         out = linear(hidden, up, params["up_bias"])
+        out = _normed(out, params) if self.norm == "after" else out
         if self.scale == "learned":
             out = out * align(params["scale"], out)
         elif self.scale != 1.0:
             out = out * self.scale
         return out.movedim(-1, -1 - spatial) if spatial else out
+
+
+def _normed(v: Tensor, params: Params) -> Tensor:
+    v = F.layer_norm(v, v.shape[-1:])
+    return v * align(params["norm"], v) + align(params["norm_bias"], v)

@@ -1,60 +1,94 @@
-"""Hypernetworks: a module's parameters generated from the embedding of a label.
+"""Hypernetworks: a module's parameters generated from what is known of an example, and of the place in the network.
 
-Platanios, Sachan, Neubig and Mitchell, "Contextual Parameter Generation", 2018 (arXiv 1808.08493); Üstün, Bisazza,
-Bouma and van Noord, "UDapter", 2020 (arXiv 2004.14327); Mahabadi, Ruder, Dehghani and Henderson, "HyperFormer", 2021
-(arXiv 2106.04489); the factor 1/√d: Baziotis, Artetxe, Cross and Bhosale, "Hyper-adapters", 2022 (arXiv 2205.10835).
+Ha, Dai and Le, "HyperNetworks", 2017 (arXiv 1609.09106); Platanios, Sachan, Neubig and Mitchell, "Contextual Parameter
+Generation", 2018 (arXiv 1808.08493); Üstün, Bisazza, Bouma and van Noord, "UDapter", 2020 (arXiv 2004.14327); Mahabadi,
+Ruder, Dehghani and Henderson, "HyperFormer", 2021 (arXiv 2106.04489); Ansell et al., "MAD-G", 2021; Üstün, Bisazza,
+Bouma, van Noord and Ruder, "Hyper-X", 2022 (arXiv 2205.12148); He et al., "HyperPrompt", 2022 (arXiv 2203.00759);
+Ivison and Peters, "Hyperdecoders", 2022 (arXiv 2203.08304); Ivison et al., "HINT", 2022 (arXiv 2212.10315); the factor
+1/√d: Baziotis, Artetxe, Cross and Bhosale, "Hyper-adapters", 2022 (arXiv 2205.10835).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..abstract import Context, Generator, Kind, Site
-from ..errors import CompositionError, LabelError, listed
+from ..errors import CompositionError, listed
 from ..types import Params
-from ._common import positive
+from ._codes import PLACES, joined, place_codes, pooled, trunk
+from ._common import drawn, positive
+from ._labels import Label, described, label_codes, told
 
-STARTS, WEIGHTS = "start/", "weight/"
+STARTS, WEIGHTS, FACTORS, FEATURES = "start/", "weight/", "factor/", "features"
 
 
-class Starts(tuple):
-    """The names of what the inner kind drew: whatever begins with "start/"."""
+class Fixed(tuple):
+    """The names of what does not learn: what the inner kind drew, and the features of labels."""
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.startswith(STARTS)
+        return isinstance(name, str) and name.startswith((STARTS, FEATURES))
 
 
 @dataclass(frozen=True)
 class Hyper(Generator):
-    """φ = φ₀ + W h / √d, with h = [e_label ; e_site], or with `hidden` h = relu(V [e_label ; e_site] + v); d = |h|.
+    """φ = φ₀ + W h / √d, with h = [e_label … ; e_place …], or what a small network makes of that; d = |h|.
 
         mb.Hyper(mb.Bottleneck(48), "language", ("en", "de", "sw"), size=32)
+        mb.Hyper(mb.Bottleneck(48), "language", table={"en": (0, 1, 1), "de": (1, 0, 1)})      # told by features
+        mb.Hyper(mb.LoRA(8), ("task", "language"), (("ner", "pos"), ("en", "de")), where=("layer",))
 
-    kind: the inner kind, which φ parametrises. label: the keyword of a call that chooses e_label (size,) of `labels`;
-    an index tensor points into them; None or −1: φ₀, for a kind that is neutral. e_site (size,): one a site. W, V, v
-    and e_label are shared by all sites (W by those where φ has the same shapes). φ₀ is what the inner kind drew, fixed,
-    and W starts at zero: a new module is the inner kind's new module. Differs: HyperFormer and UDapter draw W, not φ₀.
-    Raises CompositionError for labels that are none or not distinct; LabelError for an unknown label, or none at all.
+    kind: the inner kind, which φ parametrises. label: the keyword of a call, or several, each of which chooses e_label
+    (size,) of its `labels`; an index tensor points into them; None or −1: φ₀, for a kind that is neutral. table: by
+    name, or by keyword and name, the features t (k,) of a label: e_label = V_t t, or t itself with size=None. They are
+    kept with the parameters. A call may give a tensor of floats (b, k) instead of names: features of what was never
+    seen, or an encoding; with `features` k alone there are no names at all.
+    where: e_place (size,), of the "site", of its "layer" (the first number in its name), of its "position" (the rest of
+    the name); or "input", the mean of x over its positions, padding left out (of a causal model it sees the future).
+    hidden: h = relu(V h + v). code: then h = U h + u. norm: then h = LayerNorm(h). These and embeddings are shared by
+    all sites, W by those where φ has the same shapes; shared=False: each site its own. rank: W = W' P with P (rank, d),
+    one a tensor of φ. φ₀ is what the inner kind drew, fixed, and W starts at zero: a new module is the inner kind's new
+    module. Differs: the papers draw W, and have no φ₀. Raises CompositionError for arguments that do not fit, a kind
+    with a penalty of its own, or a site without a layer; LabelError for an unknown label, or none at all.
     """
 
     tokenwise: ClassVar[bool] = False
     kind: Kind
-    label: str
-    labels: tuple[str, ...] | list[str]
-    size: int = 32
+    label: str | tuple[str, ...] | list[str] = ()
+    labels: Sequence[Any] = ()
+    size: int | None = 32
     hidden: int | None = None
+    code: int | None = None
+    norm: bool = False
+    where: tuple[str, ...] | list[str] = ("site",)
+    shared: bool = True
+    rank: int | None = None
+    features: int | tuple[int, ...] | list[int] = 0
+    table: InitVar[Mapping[str, Any] | None] = None
 
-    def __post_init__(self):
-        object.__setattr__(self, "labels", tuple(self.labels))  # from JSON, or a user's list
-        positive("Hyper", size=self.size, hidden=self.hidden)
-        if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise CompositionError(f"Hyper(labels={self.labels!r}): one distinct name or more.")
+    def __post_init__(self, table: Mapping[str, Any] | None):
+        label = self.label if isinstance(self.label, str) else tuple(self.label)
+        several = described(label, self.labels, self.features, table)
+        names, counts = tuple(one.names for one in several), tuple(one.features for one in several)
+        single = isinstance(label, str)
+        settled = {"label": label, "labels": names[0] if single else names, "where": tuple(self.where)}
+        settled |= {"features": counts[0] if single else counts, "told": several}
+        for name, value in {**settled, "given": {label: table} if single and table else table}.items():
+            object.__setattr__(self, name, value)  # lists, as from JSON, can't be hashed
+        positive("Hyper", size=self.size, hidden=self.hidden, code=self.code, rank=self.rank)
+        if set(self.where) - set(PLACES) or len(set(self.where)) < len(self.where) or not (several or self.where):
+            raise CompositionError(
+                f"Hyper(label={self.label!r}, where={self.where!r}): labels, or some of {listed(PLACES)}, each once."
+            )
+        if self.size is None and (set(self.where) - {"input"} or not all(counts)):
+            raise CompositionError("Hyper(size=None): only features enter as they are; embeddings have a size.")
         if isinstance(self.kind, Generator) or not isinstance(self.kind, Kind):
             raise CompositionError(f"Hyper(kind={self.kind!r}): a kind, as mb.LoRA(8), that is no generator.")
+        if type(self.kind).penalty is not Kind.penalty:
+            raise CompositionError(f"Hyper(kind={self.kind!r}): its penalty is of parameters that are kept, not made.")
 
     @property
     def neutral(self) -> bool:  # type: ignore[override]
@@ -65,62 +99,72 @@ class Hyper(Generator):
         return self.kind.enters
 
     @property
-    def keywords(self) -> tuple[str, ...]:
-        """The labels of a call that it reads."""
-        return (self.label,)
+    def keywords(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*(label.word for label in self.told), *self.kind.keywords)  # type: ignore[attr-defined]
 
     @property
     def constants(self) -> tuple[str, ...]:  # type: ignore[override]
-        return Starts()
+        return Fixed()
 
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
-        first, inner = sites[0], self.kind.init(sites)
-        width = self.hidden or 2 * self.size
-        shared = {"labels": nn.init.normal_(first.empty(len(self.labels), self.size))}
-        if self.hidden:
-            shared["project"] = nn.init.kaiming_uniform_(first.empty(self.hidden, 2 * self.size), a=math.sqrt(5))
-            shared["project_bias"] = first.zeros(self.hidden)
-        weights: dict[tuple, Tensor] = {}
+        return self._made(sites, self.kind.init(sites), self.given or {})  # type: ignore[attr-defined]
+
+    def restore(self, sites: Sequence[Site], tensors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
+        starts = {site: {n.removeprefix(STARTS): t for n, t in own.items() if n.startswith(STARTS)}
+                  for site, own in tensors.items()}  # fmt: skip
+        return self._made(sites, self.kind.restore(sites, starts), None)
+
+    def _made(
+        self, sites: Sequence[Site], inner: Mapping[str, Params], tables: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Tensor]]:
+        labels: list[Label] = self.told  # type: ignore[attr-defined]
+        shared: dict[str, Tensor] = {}
+        for label in labels:
+            shared |= label_codes(sites[0], label, self.size, tables)
+        places = place_codes(sites, self.where, self.size)
+        trunks: dict[int, dict[str, Tensor]] = {}
+        maps: dict[tuple, dict[str, Tensor]] = {}
         made: dict[str, dict[str, Tensor]] = {}
         for site in sites:
-            made[site.name] = own = {**shared, "site": nn.init.normal_(site.empty(self.size))}
+            width = sum(label.features if self.size is None else self.size for label in labels)
+            width += sum(site.features("inputs") if what == "input" else self.size or 0 for what in self.where)
+            if width not in trunks:
+                trunks[width] = trunk(site, width, self.hidden, self.code, self.norm)
+            d = self.code or self.hidden or width
+            made[site.name] = own = {**shared, **places[site.name], **trunks[width]}
             shapes = tuple(sorted((name, tuple(t.shape)) for name, t in inner[site.name].items()))
             for name, start in inner[site.name].items():
                 own[STARTS + name] = start
                 if start.is_floating_point() and name not in self.kind.constants:
-                    key = (shapes, name)
-                    if key not in weights:
-                        weights[key] = start.new_zeros(*start.shape, width)
-                    own[WEIGHTS + name] = weights[key]
+                    key = (name, d, shapes if self.shared else site.name)
+                    if key not in maps:
+                        maps[key] = self._map(site, name, start, d)
+                    own |= maps[key]
         return made
+
+    def _map(self, site: Site, name: str, start: Tensor, d: int) -> dict[str, Tensor]:
+        """W (…, d), or W' (…, rank) and P (rank, d)."""
+        factor = {} if self.rank is None else {FACTORS + name: drawn(site, self.rank, d)}
+        return {WEIGHTS + name: start.new_zeros(*start.shape, self.rank or d), **factor}
 
     def generate(self, params: Params, x: Tensor, c: Context) -> Params:
-        ids = self._ids(c, x.device)
-        known = ids >= 0
-        code = torch.cat([params["labels"][ids.clamp(min=0)], params["site"].expand(len(ids), -1)], -1)
-        if self.hidden:
-            code = torch.relu(nn.functional.linear(code, params["project"], params["project_bias"]))
-        code = code * known.unsqueeze(-1) / math.sqrt(code.shape[-1])  # (b or 1, d)
         starts = {name.removeprefix(STARTS): t for name, t in params.items() if name.startswith(STARTS)}
-        made = {name: start.expand(len(x), *start.shape) for name, start in starts.items()}
+        h = self._code(params, x, c)
+        made = {}
         for name, start in starts.items():
+            made[name] = start.expand(len(h), *start.shape)
             if WEIGHTS + name in params:
+                z = F.linear(h, params[FACTORS + name]) if FACTORS + name in params else h
                 weight = params[WEIGHTS + name].flatten(0, -2)
-                made[name] = made[name] + (code @ weight.mT).view(-1, *start.shape)
+                made[name] = made[name] + (z / math.sqrt(z.shape[-1]) @ weight.mT).view(-1, *start.shape)
         return made
 
-    def _ids(self, c: Context, device: torch.device) -> Tensor:
-        """(b,), or (1,) where one label holds for all: indices into `labels`, −1 for none."""
-        given = c.label(self.label)
-        if isinstance(given, Tensor):
-            return given.to(device).reshape(-1)
-        names = [given] if isinstance(given, str) else list(given)
-        unknown = [name for name in names if name is not None and name not in self.labels]
-        if unknown:
-            raise LabelError(f"{self.label}={unknown[0]!r}: Hyper has no such label; it has {listed(self.labels)}.")
-        if None in names and not self.neutral:
-            raise LabelError(
-                f"{self.label}=[…, None, …]: {self.kind!r} starts with a change of its own, so that there is no "
-                f"generated module without any. Route those examples to no module instead."
-            )
-        return torch.tensor([-1 if name is None else self.labels.index(name) for name in names], device=device)
+    def _code(self, params: Params, x: Tensor, c: Context) -> Tensor:
+        """h (b, d), or (1, d) where one holds for all; zero where a label is None."""
+        like = next(t for t in params.values() if t.is_floating_point())
+        each = [told(params, label, c, like, self.neutral) for label in self.told]  # type: ignore[attr-defined]
+        places = [pooled(x, c) if what == "input" else params[what].unsqueeze(0) for what in self.where]
+        h = joined(params, [code for code, _ in each] + places)
+        for _, known in each:
+            h = h * known.unsqueeze(-1)
+        return h

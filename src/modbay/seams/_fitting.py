@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..abstract import InputComposition, Kind, Site
+from ..abstract import Kind, Site
 from ..core import BayState, Modular, Network, Session, parameters
 from ..errors import BayError, CompositionError, LabelError
 from ..types import Params
@@ -116,7 +116,7 @@ class Fitting:
         seat, modular = self.state.seats[place.site.name], self.modulars[place.site.name]
         keys = [key for key, other in seat.bays._modules.items() if other is modular]  # type: ignore[union-attr]
         seam: Seam = seat.seams[keys[0]]  # type: ignore[index, assignment]
-        if (kind.place if isinstance(kind, InputComposition) else "") != seam.place:
+        if (kind.place if isinstance(kind, Kind) else "") != seam.place:
             raise CompositionError(
                 f"site {place.site.name!r} of bay {self.state.name!r} was opened for "
                 f"{'prompts or prefixes' if seam.place else 'modules that change its output'}: {type(kind).__name__} "
@@ -198,7 +198,7 @@ def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec, said: Sequence[Pl
     if isinstance(spec, Mapping):
         pairs = [(place, kind) for where, kind in spec.items() for place in places(model, where)]
     else:
-        if at is None and not isinstance(spec, InputComposition):
+        if at is None and not (isinstance(spec, Kind) and spec.place):
             raise BayError(f"modules[{name!r}] = {spec!r} has no place: pass at=…, or a mapping from places to kinds.")
         if at is None:  # a prompt is put in front of the model's input, a prefix into every attention
             said = places(model, "" if spec.place == "input" else role.attention)  # type: ignore[union-attr]

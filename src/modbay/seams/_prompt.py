@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..abstract import Context
+from ..abstract import Context, Generator
 from ..core import Function, Modular, base_type, extended
 from ..errors import CallError, CompositionError
 from ._seat import Seam
@@ -253,7 +253,8 @@ def _restarts(position_ids: Tensor) -> bool:
 
 def _after(modular: Modular) -> int:
     """How many of the input's own positions stay in front: one number for all prompts of a bay."""
-    said = {getattr(part.kind, "after", 0) for part in modular.order if part is not None}
+    kinds = [part.kind for part in modular.order if part is not None]
+    said = {getattr(kind.kind if isinstance(kind, Generator) else kind, "after", 0) for kind in kinds}
     if len(said) > 1:
         raise CompositionError(f"prompts with after={sorted(said)} in one bay: in one batch they must go to one place.")
     return said.pop() if said else 0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..abstract import InputComposition, Kind
+from ..abstract import Kind
 from ..errors import CompositionError
 from ._match import Place
 from ._places import ParameterSeam, SliceSeam, SpanSeam
@@ -14,7 +14,7 @@ from ._seat import Seam, Seat
 
 
 def seam_for(model: nn.Module, place: Place, kinds: Sequence[Kind], seat: Seat) -> Seam:
-    composed = [kind for kind in kinds if isinstance(kind, InputComposition)]
+    composed = [kind for kind in kinds if isinstance(kind, Kind) and kind.place]
     if composed:
         return _of_input(model, place, kinds, composed, seat)
     if place.entry is not None:
@@ -26,9 +26,7 @@ def seam_for(model: nn.Module, place: Place, kinds: Sequence[Kind], seat: Seat) 
     return Seam()
 
 
-def _of_input(
-    model: nn.Module, place: Place, kinds: Sequence[Kind], composed: Sequence[InputComposition], seat: Seat
-) -> Seam:
+def _of_input(model: nn.Module, place: Place, kinds: Sequence[Kind], composed: Sequence[Kind], seat: Seat) -> Seam:
     """The seam of prompts or prefixes, which must be alone at their place."""
     where = {kind.place for kind in composed}
     if len(composed) < len(kinds) or len(where) > 1:
