@@ -206,6 +206,8 @@ KINDS: list[Case] = [
         labels=LANGUAGE,
         generated=True,
     ),
+    Case("grid", lambda: mb.Grid(2, 4), LINEAR, folds=True),
+    Case("hyper-grid", lambda: mb.Hyper(mb.Grid(3, 2), where=("input",), only=("row",)), LINEAR, generated=True),
     Case("hyper-place", lambda: mb.Hyper(mb.Bottleneck(3), size=4), LINEAR + EMBEDDING, generated=True),
 ]
 

@@ -1,8 +1,12 @@
 """Hypernetworks: each against its equation by hand; features, several labels, places; what was never seen; files."""
 
 import copy
+import importlib.util
+import json
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +14,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import modbay as mb
-from modbay.errors import CompositionError, LabelError, SiteError
+from modbay.errors import CompositionError, ConfigError, LabelError, SiteError
+from modbay.methods import typology
 
 TABLE = {"en": (0.0, 1.0, 1.0), "de": (1.0, 1.0, 0.0), "sw": (1.0, 0.0, 0.5)}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -88,7 +93,7 @@ def test_contextual_parameters_are_grouped_and_of_low_rank():
 
 
 def test_adapters_of_a_language_are_made_of_its_features():
-    kind = mb.Hyper(mb.Bottleneck(3), "language", table=TABLE, size=None, hidden=6, code=5, where=(), shared=False)
+    kind = mb.Hyper(mb.Bottleneck(3), "language", table=TABLE, raw=True, hidden=6, code=5, where=(), shared=False)
     layer, p = alone(kind)
     assert p["features"].tolist() == list(map(list, TABLE.values())) and not p["features"].requires_grad
     x, labels = torch.randn(4, 2, 8), ["sw", "en", None, "sw"]
@@ -183,10 +188,22 @@ def test_the_input_makes_its_own_adapter():
         assert_close(out[i], y[i] + F.linear(hidden, m["up"], m["up_bias"]), **CLOSE)
 
 
+def test_the_input_gates_the_blocks_of_a_weight_beside_what_all_share():
+    layer, p = alone(mb.Hyper(mb.Grid(3, 2), where=("input",), only=("row",)))
+    assert p["rest/column"].requires_grad and "weight/column" not in p and p["weight/row"].shape == (3, 8)
+    x = torch.randn(2, 5, 8)
+    out = layer(x)
+    for i in range(2):
+        row = p["weight/row"] @ x[i].mean(0) / math.sqrt(8)
+        blocks = 2 * torch.sigmoid(torch.outer(row, p["rest/column"]))
+        gate = torch.tensor([[blocks[o // 2, j // 4] for j in range(8)] for o in range(6)])
+        assert_close(out[i], F.linear(x[i], layer.f.weight * gate, layer.f.bias), **CLOSE)
+
+
 # What was never seen
 
 
-def test_a_label_that_was_never_seen_is_told_by_its_features():
+def test_a_label_never_seen_is_told_by_its_features():
     layer, _ = alone(mb.Hyper(mb.LoRA(2), "language", table=TABLE))
     x = torch.randn(2, 8)
     told = layer(x, language=torch.tensor([TABLE["sw"], TABLE["en"]]))
@@ -204,26 +221,13 @@ def test_a_label_that_was_never_seen_is_told_by_its_features():
         named(x, language=new)
 
 
-def test_an_encoded_instruction_makes_the_modules_of_a_call_and_its_encoder_learns():
-    layer, _ = alone(mb.Hyper(mb.LoRA(2), "instruction", features=16, size=4))
-    encoder = nn.Linear(5, 16)
-    code = encoder(torch.randn(2, 5))  # once an instruction
-    x = torch.randn(3, 4, 8)
-    out = layer(x, instruction=code[[0, 1, 0]])
-    assert_close(out[2:], layer(x[2:], instruction=code[:1]))
-    out.square().sum().backward()
-    assert encoder.weight.grad.abs().sum() > 0
-    with pytest.raises(LabelError, match="no such label"):
-        layer(x, instruction="sum it up")
-
-
 def test_functions_of_a_family_are_learned_and_unseen_ones_follow():
     """a·sin(x + b) with features (a, sin b, cos b): trained on 24 pairs, tested on 12 others."""
     torch.manual_seed(3)
     a, b = torch.meshgrid(torch.linspace(0.5, 2.0, 6), torch.linspace(0, 2.5, 6), indexing="ij")
     t = torch.stack([a, b.sin(), b.cos()], -1).flatten(0, 1)
     t = t[torch.randperm(36)]
-    kind = mb.Hyper(mb.FeedForward(64, "tanh"), "task", features=3, size=None, hidden=64, where=())
+    kind = mb.Hyper(mb.FeedForward(64, "tanh"), "task", features=3, raw=True, hidden=64, where=())
     net = mb.Modular(None, {"h": kind}, mb.Uniform(), mb.Mixture(), features=1)
     x = torch.linspace(-3, 3, 25).view(1, 25, 1)
 
@@ -239,8 +243,38 @@ def test_functions_of_a_family_are_learned_and_unseen_ones_follow():
         optimiser.step()
     with torch.no_grad():
         seen, unseen = loss(t[:24]).item(), loss(t[24:]).item()
-    print(before, seen, unseen)  # noqa: T201
     assert seen < 0.02 < 1 < before and unseen < 0.05
+
+
+# Typology
+
+
+def fake(folder):
+    """A package laid out as lang2vec: two languages, two features of each part."""
+    data = folder / "lang2vec" / "data"
+    data.mkdir(parents=True)
+    (folder / "lang2vec" / "__init__.py").write_text("raise RuntimeError('none of its code runs')")
+    (data / "letter_codes.json").write_text(json.dumps({"en": "eng", "fi": "fin", "xx": "xxx"}))
+    feats = np.array(["S_SVO", "S_SOV", "P_VOICE", "P_CODAS", "INV_A", "INV_B"])
+    values = np.array([[1, 0, 1, 0, 1, 0], [0, 1, 1, 1, 0, 0]], np.float32)[..., None]
+    np.savez(data / "feature_predictions.npz", feats=feats, langs=np.array(["eng", "fin"]), data=values)
+
+
+def test_the_features_of_languages_are_read_from_where_lang2vec_lies(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "lang2vec", raising=False)
+    if importlib.util.find_spec("lang2vec") is None:
+        with pytest.raises(ConfigError, match="pip install lang2vec"):
+            typology(("en",))
+    fake(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert typology(("en", "fin")) == {"en": (1, 0, 1, 0, 1, 0), "fin": (0, 1, 1, 1, 0, 0)}
+    assert typology(("fi",), ("inventory", "syntax")) == {"fi": (0, 0, 0, 1)}
+    layer, _ = alone(mb.Hyper(mb.LoRA(2), "language", table=typology(("en", "fi"))))
+    assert layer(torch.randn(2, 8), language=["fi", None]).shape == (2, 6)
+    with pytest.raises(ConfigError, match="does not know 'xx'"):
+        typology(("en", "xx"))
+    with pytest.raises(ConfigError, match="some of 'syntax'"):
+        typology(("en",), ("colour",))
 
 
 # Prompts and prefixes
@@ -265,22 +299,27 @@ def t5():
     return transformers.T5ForConditionalGeneration(config).eval()
 
 
-def test_prefixes_of_a_task_and_a_layer_are_made_by_one_hypernetwork():
-    kind = mb.Hyper(mb.Prefix(3), "task", ("a", "b"), 4, hidden=6, where=("layer",))
+@pytest.mark.parametrize("inner", [mb.Prefix(3), mb.Prefix(3, bottleneck=5)], ids=["prefix", "bottleneck"])
+def test_prefixes_of_a_task_and_a_layer_are_made_by_one_hypernetwork(inner: mb.Prefix):
+    kind = mb.Hyper(inner, "task", ("a", "b"), 4, hidden=6, where=("layer",))
     model, plain = bert(), bert()
     plain.load_state_dict(model.state_dict())
     model, _, p = attached(kind, model, at=None)
     assert set(p) == {f"encoder.layer.{i}.attention.self" for i in range(2)}
-    fixed = mb.attach(plain, modules={"a": mb.Prefix(3), "b": mb.Prefix(3)}, name="task")
-    for site, own in p.items():
-        for i, task in enumerate(("a", "b")):
-            h = F.relu(own["project"] @ torch.cat([own["labels"][i], own["layer"]]) + own["project_bias"])
-            made = own["start/prefix"] + own["weight/prefix"] @ h / math.sqrt(6)
-            fixed.modulars[site].parts._modules[task].tensors()["prefix"].data.copy_(made)
     ids = torch.randint(50, (3, 7))
     got = model(ids, task=["b", "a", "b"]).last_hidden_state
-    assert_close(got, plain(ids, task=["b", "a", "b"]).last_hidden_state, **CLOSE)
     assert_close(got[1:2], model(ids[1:2], task="a").last_hidden_state, **CLOSE)
+    for i, task in enumerate("ab"):
+        fixed = mb.attach(plain, modules={task: inner}, name=task, router=mb.Uniform)
+        for site, own in p.items():
+            part = fixed.modulars[site].parts._modules[task]
+            h = F.relu(own["project"] @ torch.cat([own["labels"][i], own["layer"]]) + own["project_bias"])
+            for name in part.tensors():
+                made = own[f"start/{name}"] + own[f"weight/{name}"] @ h / math.sqrt(6)
+                part._parameters[name] = nn.Parameter(made)
+        rows = [1] if task == "a" else [0, 2]
+        assert_close(got[rows], plain(ids[rows]).last_hidden_state, **CLOSE)
+        fixed.detach()
 
 
 def test_a_new_hyper_prompt_is_the_prompt_that_the_inner_kind_drew():
@@ -357,12 +396,31 @@ def test_generated_prefixes_serve_generation_with_beams():
         assert torch.equal(out[i, : alone.shape[1]], alone[0])
 
 
-def test_a_decoder_is_adapted_by_what_its_encoder_read():
-    model = t5()
-    kind = mb.Hyper(mb.Bottleneck(4), "read", features=32, size=None, hidden=8, where=())
-    bay = mb.attach(model, at="decoder.block.*.layer.2", modules={"h": kind}).use("h")
+def test_an_encoded_instruction_makes_prefixes_and_adapters():
+    model, encoder = bert(), nn.Linear(5, 16)
+    kinds = {
+        "*.attention.self": mb.Hyper(mb.Prefix(2), "instruction", features=16, size=4),
+        "*.output.dense": mb.Hyper(mb.Bottleneck(3), "instruction", features=16, size=4),
+    }
+    bay = mb.attach(model, modules={"h": kinds}).use("h")
     for parameter in bay.parameters():
         nn.init.normal_(parameter, std=0.3)
+    code = encoder(torch.randn(2, 5))  # once an instruction, however many examples have it
+    ids = torch.randint(50, (3, 6))
+    out = model(ids, instruction=code[[0, 1, 0]])[0]
+    assert_close(out[1:2], model(ids[1:2], instruction=code[1:])[0], **CLOSE)
+    assert_close(out[2:], model(ids[2:], instruction=code[:1])[0], **CLOSE)
+    out.square().sum().backward()
+    assert encoder.weight.grad.abs().sum() > 0
+    with pytest.raises(LabelError, match=r"no such label.*takes features: floats \(b, 16\)"):
+        model(ids, instruction="sum it up")
+
+
+def test_a_decoder_is_adapted_by_what_its_encoder_read():
+    model = t5()
+    kind = mb.Hyper(mb.Bottleneck(4), "read", features=32, raw=True, size=5, hidden=8, where=("layer",))
+    _, _, p = attached(kind, model, at="decoder.block.*.layer.2")
+    assert p["decoder.block.1.layer.2"]["project"].shape == (8, 37)
     ids, said = torch.randint(1, 50, (3, 6)), torch.randint(1, 50, (3, 4))
 
     def run(rows):
@@ -402,13 +460,16 @@ def test_features_are_saved_with_the_module_and_come_back(tmp_path):
     [
         (lambda: mb.Hyper(mb.LoRA(2), where=()), "labels, or some of 'site'"),
         (lambda: mb.Hyper(mb.LoRA(2), where=("depth",)), "labels, or some of 'site'"),
-        (lambda: mb.Hyper(mb.LoRA(2), "a", ("b",), size=None), "size=None"),
         (lambda: mb.Hyper(mb.LoRA(2), "a", table={"b": (1, 0), "c": (1,)}), "have features, as many"),
         (lambda: mb.Hyper(mb.LoRA(2), "a", ("b", "d"), table={"b": (1, 0)}), "each of 'b', 'd' must have features"),
         (lambda: mb.Hyper(mb.LoRA(2), ("a", "b"), (("x",),)), "of these, one each"),
         (lambda: mb.Hyper(mb.LoRA(2), ("a", "b"), (("x",), ())), r"labels=\(\).*'b'"),
         (lambda: mb.Hyper(mb.LoRA(2), ("a",), table={"b": {"x": (1,)}}), "of these, one each"),
         (lambda: mb.Hyper(mb.LoRA(2), "a", ("b",), rank=0), "rank=0"),
+        (lambda: alone(mb.Hyper(mb.LoRA(2), only=("C",))), r"only=\('C',\).*has 'A', 'B'"),
+        (lambda: mb.Grid(0), "rows=0"),
+        (lambda: alone(mb.Grid(4, 4)), r"\(6, 8\), has no such blocks"),
+        (lambda: alone(mb.Grid(2, 2), nn.Conv2d(2, 2, 3)), "Conv2d.*only the weight of one linear map"),
         (
             lambda: mb.Hyper(mb.LoRA(2), where=("layer",)).init([mb.Modular(nn.Linear(4, 4)).site]),
             "no number of a layer",

@@ -24,3 +24,4 @@ from ._stitched import sluice as sluice
 from ._supsup import infer_task as infer_task
 from ._supsup import signed_constant as signed_constant
 from ._x_mod import x_mod as x_mod
+from ._typology import typology as typology

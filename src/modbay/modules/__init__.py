@@ -10,6 +10,7 @@ from ._dora import DoRA as DoRA
 from ._feedforward import FeedForward as FeedForward
 from ._full import Full as Full
 from ._gates import Gates as Gates
+from ._grid import Grid as Grid
 from ._head import Head as Head
 from ._hyper import Hyper as Hyper
 from ._ia3 import IA3 as IA3

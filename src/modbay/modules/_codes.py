@@ -29,7 +29,7 @@ def place_of(site: Site, what: str) -> str:
     return number[1] if what == "layer" else f"{site.name[:start]}*{site.name[stop:]}"
 
 
-def place_codes(sites: Sequence[Site], where: Sequence[str], size: int | None) -> dict[str, dict[str, Tensor]]:
+def place_codes(sites: Sequence[Site], where: Sequence[str], size: int) -> dict[str, dict[str, Tensor]]:
     """An embedding (size,) of each place, by site; sites of one layer share the layer's."""
     made: dict[tuple[str, str], Tensor] = {}
     out: dict[str, dict[str, Tensor]] = {site.name: {} for site in sites}
@@ -41,7 +41,7 @@ def place_codes(sites: Sequence[Site], where: Sequence[str], size: int | None) -
                 continue
             key = (what, place_of(site, what))
             if key not in made:
-                made[key] = nn.init.normal_(site.empty(size or 0))
+                made[key] = nn.init.normal_(site.empty(size))
             out[site.name][what] = made[key]
     return out
 

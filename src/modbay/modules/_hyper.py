@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..abstract import Context, Generator, Kind, Site
 from ..errors import CompositionError, listed
-from ..types import Params
+from ..types import Params, System
 from ._codes import PLACES, joined, place_codes, pooled, trunk
 from ._common import drawn, positive
 from ._labels import Label, described, label_codes, told
 
-STARTS, WEIGHTS, FACTORS, FEATURES = "start/", "weight/", "factor/", "features"
+TESTS = "tests/test_hyper.py::test_"
+STARTS, REST, WEIGHTS, FACTORS, FEATURES = "start/", "rest/", "weight/", "factor/", "features"
 
 
 class Fixed(tuple):
@@ -40,26 +41,70 @@ class Hyper(Generator):
         mb.Hyper(mb.Bottleneck(48), "language", ("en", "de", "sw"), size=32)
         mb.Hyper(mb.Bottleneck(48), "language", table={"en": (0, 1, 1), "de": (1, 0, 1)})      # told by features
         mb.Hyper(mb.LoRA(8), ("task", "language"), (("ner", "pos"), ("en", "de")), where=("layer",))
+        mb.Hyper(mb.Bottleneck(48), "language", table=modbay.methods.typology(("en", "de", "sw")))   # by URIEL's
 
     kind: the inner kind, which φ parametrises. label: the keyword of a call, or several, each of which chooses e_label
     (size,) of its `labels`; an index tensor points into them; None or −1: φ₀, for a kind that is neutral. table: by
-    name, or by keyword and name, the features t (k,) of a label: e_label = V_t t, or t itself with size=None. They are
+    name, or by keyword and name, the features t (k,) of a label: e_label = V_t t, or t itself with `raw`. They are
     kept with the parameters. A call may give a tensor of floats (b, k) instead of names: features of what was never
     seen, or an encoding; with `features` k alone there are no names at all.
     where: e_place (size,), of the "site", of its "layer" (the first number in its name), of its "position" (the rest of
     the name); or "input", the mean of x over its positions, padding left out (of a causal model it sees the future).
     hidden: h = relu(V h + v). code: then h = U h + u. norm: then h = LayerNorm(h). These and embeddings are shared by
     all sites, W by those where φ has the same shapes; shared=False: each site its own. rank: W = W' P with P (rank, d),
-    one a tensor of φ. φ₀ is what the inner kind drew, fixed, and W starts at zero: a new module is the inner kind's new
-    module. Differs: the papers draw W, and have no φ₀. Raises CompositionError for arguments that do not fit, a kind
-    with a penalty of its own, or a site without a layer; LabelError for an unknown label, or none at all.
+    one a tensor of φ. only: the names of what is generated; the rest of φ learns at each site as it would without.
+    φ₀ is what the inner kind drew, fixed, and W starts at zero: a new module is the inner kind's new module. Differs:
+    the papers draw W, and have no φ₀. Ha et al. make a weight in slices, by two maps; HyperPrompt's tokens are a task's
+    in all layers; HINT's decoder reads the instruction as well; hyper-adapters have one embedding a language, source or
+    target, and a deeper network. Raises CompositionError for arguments that do not fit, a kind with a penalty of its
+    own, or a site without a layer; LabelError for an unknown label, or none at all.
     """
 
     tokenwise: ClassVar[bool] = False
+    systems: ClassVar[tuple[System, ...]] = (
+        System((56,), "mb.Hyper(mb.Full(), size=64)",
+               (f"{TESTS}hypernetworks_make_the_weights_of_each_layer_of_its_embedding",),
+               "static hypernetwork", source="Ha et al., 2017 (arXiv 1609.09106)"),
+        System((57,), 'mb.Hyper(mb.Full(), "language", ("en", "de"), 8, where=(), shared=False, rank=4)',
+               (f"{TESTS}contextual_parameters_are_grouped_and_of_low_rank",), "contextual parameter generation (CPG)",
+               "φ_j = φ₀_j + W_j P_j e_language / √r, with W_j and P_j (r, d) one a tensor φ_j",
+               "Platanios et al., 2018 (arXiv 1808.08493)"),
+        System((58,), 'mb.Hyper(mb.Bottleneck(256), "language", table={"en": (0, 1), "de": (1, 0)}, raw=True, '
+               'hidden=128, code=32, where=(), shared=False)', (f"{TESTS}adapters_of_a_language_are_made_of_its_features",),
+               "UDapter", source="Üstün et al., 2020 (arXiv 2004.14327)"),
+        System((59,), 'mb.Hyper(mb.Bottleneck(reduction=32, norm="after", activation="gelu_tanh"), "task", '
+               '("nli", "qa"), 64, 128, 64, norm=True, where=("layer", "position"))',
+               (f"{TESTS}one_hypernetwork_serves_all_layers_and_positions_with_conditional_norms",), "HyperFormer++",
+               source="Mahabadi et al., 2021 (arXiv 2106.04489)"),
+        System((60,), 'mb.Hyper(mb.Grid(8, 8), where=("input",), only=("row",))',
+               (f"{TESTS}the_input_gates_the_blocks_of_a_weight_beside_what_all_share",), "HyperGrid",
+               source="Tay et al., 2021 (arXiv 2007.05891)"),
+        System((61,), 'mb.Hyper(mb.Prefix(16, bottleneck=32), "task", ("nli", "qa"), 64, 64, where=("layer",))',
+               (f"{TESTS}prefixes_of_a_task_and_a_layer_are_made_by_one_hypernetwork",), "HyperPrompt",
+               source="He et al., 2022 (arXiv 2203.00759)"),
+        System((62,), 'mb.Hyper(mb.Bottleneck(reduction=2), "language", table={"en": (0, 1), "de": (1, 0)}, '
+               'where=("layer",))',
+               (f"{TESTS}features_are_projected_beside_the_embedding_of_the_layer",
+                f"{TESTS}a_label_never_seen_is_told_by_its_features"),
+               "MAD-G", source="Ansell et al., Findings of EMNLP 2021"),
+        System((63,), 'mb.Hyper(mb.Bottleneck(256), ("task", "language"), (("nli", "qa"), ("en", "de")), 64, 192, 32, '
+               'where=("layer",))', (f"{TESTS}task_language_and_layer_make_an_adapter_together",), "Hyper-X",
+               source="Üstün et al., 2022 (arXiv 2205.12148)"),
+        System((64,), '{mb.role.attention: mb.Hyper(mb.Prefix(30), "instruction", features=768), '
+               'mb.role.ffn: mb.Hyper(mb.Bottleneck(512), "instruction", features=768)}',
+               (f"{TESTS}an_encoded_instruction_makes_prefixes_and_adapters",), "HINT",
+               source="Ivison et al., 2022 (arXiv 2212.10315)"),
+        System((65,), 'mb.Hyper(mb.Bottleneck(64), "read", features=768, raw=True, size=10, hidden=128, '
+               'where=("layer",))', (f"{TESTS}a_decoder_is_adapted_by_what_its_encoder_read",), "Hyperdecoders",
+               source="Ivison and Peters, 2022 (arXiv 2203.08304)"),
+        System((66,), 'mb.Hyper(mb.Bottleneck(norm=True), ("source", "target"), (("en", "de"), ("fi", "sw")), 50, 100, '
+               'where=("layer",))', (f"{TESTS}task_language_and_layer_make_an_adapter_together",), "hyper-adapters",
+               source="Baziotis et al., 2022 (arXiv 2205.10835)"),
+    )  # fmt: skip
     kind: Kind
     label: str | tuple[str, ...] | list[str] = ()
     labels: Sequence[Any] = ()
-    size: int | None = 32
+    size: int = 32
     hidden: int | None = None
     code: int | None = None
     norm: bool = False
@@ -67,6 +112,8 @@ class Hyper(Generator):
     shared: bool = True
     rank: int | None = None
     features: int | tuple[int, ...] | list[int] = 0
+    raw: bool = False
+    only: tuple[str, ...] | list[str] = ()
     table: InitVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self, table: Mapping[str, Any] | None):
@@ -74,7 +121,12 @@ class Hyper(Generator):
         several = described(label, self.labels, self.features, table)
         names, counts = tuple(one.names for one in several), tuple(one.features for one in several)
         single = isinstance(label, str)
-        settled = {"label": label, "labels": names[0] if single else names, "where": tuple(self.where)}
+        settled = {
+            "label": label,
+            "labels": names[0] if single else names,
+            "where": tuple(self.where),
+            "only": tuple(self.only),
+        }
         settled |= {"features": counts[0] if single else counts, "told": several}
         for name, value in {**settled, "given": {label: table} if single and table else table}.items():
             object.__setattr__(self, name, value)  # lists, as from JSON, can't be hashed
@@ -83,8 +135,6 @@ class Hyper(Generator):
             raise CompositionError(
                 f"Hyper(label={self.label!r}, where={self.where!r}): labels, or some of {listed(PLACES)}, each once."
             )
-        if self.size is None and (set(self.where) - {"input"} or not all(counts)):
-            raise CompositionError("Hyper(size=None): only features enter as they are; embeddings have a size.")
         if isinstance(self.kind, Generator) or not isinstance(self.kind, Kind):
             raise CompositionError(f"Hyper(kind={self.kind!r}): a kind, as mb.LoRA(8), that is no generator.")
         if type(self.kind).penalty is not Kind.penalty:
@@ -110,7 +160,7 @@ class Hyper(Generator):
         return self._made(sites, self.kind.init(sites), self.given or {})  # type: ignore[attr-defined]
 
     def restore(self, sites: Sequence[Site], tensors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
-        starts = {site: {n.removeprefix(STARTS): t for n, t in own.items() if n.startswith(STARTS)}
+        starts = {site: {n.partition("/")[2]: t for n, t in own.items() if n.startswith((STARTS, REST))}
                   for site, own in tensors.items()}  # fmt: skip
         return self._made(sites, self.kind.restore(sites, starts), None)
 
@@ -120,22 +170,26 @@ class Hyper(Generator):
         labels: list[Label] = self.told  # type: ignore[attr-defined]
         shared: dict[str, Tensor] = {}
         for label in labels:
-            shared |= label_codes(sites[0], label, self.size, tables)
+            shared |= label_codes(sites[0], label, self.size, self.raw, tables)
         places = place_codes(sites, self.where, self.size)
         trunks: dict[int, dict[str, Tensor]] = {}
         maps: dict[tuple, dict[str, Tensor]] = {}
         made: dict[str, dict[str, Tensor]] = {}
         for site in sites:
-            width = sum(label.features if self.size is None else self.size for label in labels)
-            width += sum(site.features("inputs") if what == "input" else self.size or 0 for what in self.where)
+            width = sum(label.features if self.raw and label.features else self.size for label in labels)
+            width += sum(site.features("inputs") if what == "input" else self.size for what in self.where)
             if width not in trunks:
                 trunks[width] = trunk(site, width, self.hidden, self.code, self.norm)
             d = self.code or self.hidden or width
             made[site.name] = own = {**shared, **places[site.name], **trunks[width]}
             shapes = tuple(sorted((name, tuple(t.shape)) for name, t in inner[site.name].items()))
+            if set(self.only) - set(inner[site.name]):
+                raise CompositionError(f"Hyper(only={self.only!r}): {self.kind!r} has {listed(inner[site.name])}.")
             for name, start in inner[site.name].items():
-                own[STARTS + name] = start
-                if start.is_floating_point() and name not in self.kind.constants:
+                learned = start.is_floating_point() and name not in self.kind.constants
+                generated = learned and (not self.only or name in self.only)
+                own[(REST if learned and not generated else STARTS) + name] = start
+                if generated:
                     key = (name, d, shapes if self.shared else site.name)
                     if key not in maps:
                         maps[key] = self._map(site, name, start, d)
@@ -148,7 +202,7 @@ class Hyper(Generator):
         return {WEIGHTS + name: start.new_zeros(*start.shape, self.rank or d), **factor}
 
     def generate(self, params: Params, x: Tensor, c: Context) -> Params:
-        starts = {name.removeprefix(STARTS): t for name, t in params.items() if name.startswith(STARTS)}
+        starts = {name.partition("/")[2]: t for name, t in params.items() if name.startswith((STARTS, REST))}
         h = self._code(params, x, c)
         made = {}
         for name, start in starts.items():

@@ -40,11 +40,11 @@ def _described(word: str, key: str, names: Sequence[str], features: int, table: 
     return Label(word, key, names, sizes.pop() if sizes else 0)
 
 
-def label_codes(site: Site, label: Label, size: int | None, tables: Mapping[str, Any] | None) -> dict[str, Tensor]:
+def label_codes(site: Site, label: Label, size: int, raw: bool, tables: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """The tensors of one label: an embedding of each name (n, size), or the features of each (n, k), which stay as they
-    are, and their projection (size, k). tables: None, if the features are to be filled in afterwards."""
+    are, and their projection (size, k) unless they enter raw. tables: None, if the features are filled in later."""
     if not label.features:
-        return {f"labels{label.key}": nn.init.normal_(site.empty(len(label.names), size or 0))}
+        return {f"labels{label.key}": nn.init.normal_(site.empty(len(label.names), size))}
     made = {}
     if label.names:
         rows = site.zeros(len(label.names), label.features)
@@ -53,7 +53,7 @@ def label_codes(site: Site, label: Label, size: int | None, tables: Mapping[str,
         for row, name in zip(rows, label.names if tables is not None else (), strict=False):
             row.copy_(torch.as_tensor(tables[label.word][name]))  # type: ignore[index]
         made[f"features{label.key}"] = rows
-    if size is not None:
+    if not raw:
         made[f"describe{label.key}"] = nn.init.normal_(site.empty(size, label.features), std=label.features**-0.5)
     return made
 
