@@ -196,7 +196,7 @@ def test_the_input_gates_the_blocks_of_a_weight_beside_what_all_share():
     for i in range(2):
         row = p["weight/row"] @ x[i].mean(0) / math.sqrt(8)
         blocks = 2 * torch.sigmoid(torch.outer(row, p["rest/column"]))
-        gate = torch.tensor([[blocks[o // 2, j // 4] for j in range(8)] for o in range(6)])
+        gate = torch.stack([torch.stack([blocks[o // 2, j // 4] for j in range(8)]) for o in range(6)])
         assert_close(out[i], F.linear(x[i], layer.f.weight * gate, layer.f.bias), **CLOSE)
 
 

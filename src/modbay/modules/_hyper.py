@@ -70,8 +70,9 @@ class Hyper(Generator):
                "φ_j = φ₀_j + W_j P_j e_language / √r, with W_j and P_j (r, d) one a tensor φ_j",
                "Platanios et al., 2018 (arXiv 1808.08493)"),
         System((58,), 'mb.Hyper(mb.Bottleneck(256), "language", table={"en": (0, 1), "de": (1, 0)}, raw=True, '
-               'hidden=128, code=32, where=(), shared=False)', (f"{TESTS}adapters_of_a_language_are_made_of_its_features",),
-               "UDapter", source="Üstün et al., 2020 (arXiv 2004.14327)"),
+               'hidden=128, code=32, where=(), shared=False)',
+               (f"{TESTS}adapters_of_a_language_are_made_of_its_features",), "UDapter",
+               source="Üstün et al., 2020 (arXiv 2004.14327)"),
         System((59,), 'mb.Hyper(mb.Bottleneck(reduction=32, norm="after", activation="gelu_tanh"), "task", '
                '("nli", "qa"), 64, 128, 64, norm=True, where=("layer", "position"))',
                (f"{TESTS}one_hypernetwork_serves_all_layers_and_positions_with_conditional_norms",), "HyperFormer++",
