@@ -23,5 +23,5 @@ from ._stitched import cross_stitch as cross_stitch
 from ._stitched import sluice as sluice
 from ._supsup import infer_task as infer_task
 from ._supsup import signed_constant as signed_constant
-from ._x_mod import x_mod as x_mod
 from ._typology import typology as typology
+from ._x_mod import x_mod as x_mod
