@@ -36,6 +36,19 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
+class Mixer(nn.Module):
+    """x + softmax(q kᵀ) v, of one head, 8 wide: what a place gives depends on the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
 def _conv1d() -> nn.Module:
     layer = Conv1D(6, 8)
     nn.init.normal_(layer.bias)
@@ -62,6 +75,7 @@ SITES: dict[str, Place] = {
     "norm": Place(lambda: nn.LayerNorm(8), _vectors),
     "block": Place(Block, _vectors),
     "batchnorm": Place(lambda: nn.BatchNorm2d(4), lambda rows: torch.randn(rows, 4, 5, 5)),
+    "mixer": Place(Mixer, _vectors),
 }
 
 LINEAR = ("linear", "conv1d")
@@ -71,6 +85,7 @@ NORM = ("norm",)
 BLOCK = ("block",)
 BATCH = ("batchnorm",)
 MAPS = ("conv2d", "batchnorm")  # whose x has no tokens
+MIXER = ("mixer",)
 
 
 @dataclass(frozen=True)
@@ -152,6 +167,7 @@ KINDS: list[Case] = [
     Case("feed-forward", lambda: mb.FeedForward(5), LINEAR + NORM + BLOCK),
     Case("feed-forward-gated", lambda: mb.FeedForward(5, "silu", gated=True, bias=False), LINEAR + BLOCK),
     Case("full", lambda: mb.Full(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
+    Case("deep-prompt", lambda: mb.DeepPrompt(3, after=1), MIXER),
     Case("head", lambda: mb.Head(("no", "yes", "maybe")), LINEAR + BLOCK),
     Case(
         "hyper-lora",
@@ -334,6 +350,12 @@ ROUTERS: list[Part] = [
     Part("top-1", mb.TopK),
     Part("top-2-dense", lambda: mb.TopK(2, dense=True)),
     Part("top-2-example", lambda: mb.TopK(2, by="example")),
+    Part("gate", mb.Gate),
+    Part(
+        "gate-of-a-label",
+        lambda: mb.Gate("task"),
+        {"task": lambda rows: [("a", "b", None)[i % 3] for i in range(rows)]},
+    ),
     Part("skills", lambda: mb.Skills("task", ["x", "y"], mode="sigmoid"), TASKS),
     Part("skills-hard", lambda: mb.Skills("task", ["x", "y"], mode="straight-through"), TASKS),
 ]

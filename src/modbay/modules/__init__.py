@@ -7,6 +7,8 @@ from ._bottleneck import Bottleneck as Bottleneck
 from ._compacter import Compacter as Compacter
 from ._diff import DiffPruning as DiffPruning
 from ._dora import DoRA as DoRA
+from ._deep_prompt import DeepPrompt as DeepPrompt
+from ._encoded_prompt import EncodedPrompt as EncodedPrompt
 from ._feedforward import FeedForward as FeedForward
 from ._full import Full as Full
 from ._gates import Gates as Gates
