@@ -11,6 +11,7 @@ from ._dump import dump as dump
 from ._dump import dump_at as dump_at
 from ._dump import dump_kind as dump_kind
 from ._few import t_few as t_few
+from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
@@ -25,3 +26,4 @@ from ._supsup import infer_task as infer_task
 from ._supsup import signed_constant as signed_constant
 from ._typology import typology as typology
 from ._x_mod import x_mod as x_mod
+from ._unipelt import unipelt as unipelt

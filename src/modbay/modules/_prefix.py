@@ -1,6 +1,8 @@
 """Prefix tuning: learned keys and values in front of those of an attention.
 
-Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv 2101.00190).
+Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv 2101.00190); without the
+reparametrisation, in encoders that classify: Liu et al., "P-Tuning v2", 2022 (arXiv 2110.07602); as a gated addition:
+He, Zhou, Ma, Berg-Kirkpatrick and Neubig, 2022 (arXiv 2110.04366).
 """
 
 from collections.abc import Sequence
@@ -12,20 +14,30 @@ from torch import Tensor, nn
 
 from ..abstract import Context, InputComposition, Site
 from ..errors import CompositionError
-from ..types import Params
+from ..types import Params, System
 
 HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head")
 WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+
+PEFT = "tests/test_input.py::test_prefixes_equal_peft"
+BY_HAND = "tests/test_prefix.py::test_equals_attention_by_hand"
+GATE = "tests/test_unify.py::test_a_prefix_is_a_gated_addition"
 
 
 @dataclass(frozen=True)
 class Prefix(InputComposition):
     """softmax(q [P_k; K]ᵀ) [P_v; V] with P_k, P_v (heads, n, d) learned, in each attention module.
 
+        mb.Prefix(200, bottleneck=512)     # Li and Liang, for text as long
+        mb.Prefix(20)                      # P-tuning v2
+
     length: n. bottleneck: None, P itself is learned; or the width m of the paper's reparametrisation
     P = W_up tanh(W_down P' + b) + b', where P' (n, input width), W_down (m, input width) are shared by all sites (the
     official code: m = 512; 800 for little data). Here P itself is the default, as in peft, since the reparametrisation
     only serves to train. heads, head_dim: of the keys, read from the module unless given.
+    As an addition, it is (1 − λ) softmax(q Kᵀ) V + λ softmax(q P_kᵀ) P_v, with λ the prefix's share of Σ exp(q k).
+    The official code of an encoder-decoder has tokens P' and W_down apart for its three attentions: say so by three
+    kinds, {"encoder.*": mb.Prefix(…), "decoder.*SelfAttention": mb.Prefix(…), …}.
     The text's positions start at 0; in peft they start at n, so that a prefix trained there must have its keys turned
     back by n steps under rotary positions, and has no equal under learned ones. A module that runs several times in a
     pass (ALBERT's) has one prefix for all of them. A prefix has no position, so that under rotary positions the text's
@@ -35,6 +47,15 @@ class Prefix(InputComposition):
 
     batched: ClassVar[bool] = True
     place: ClassVar[str] = "attention"
+    systems: ClassVar[tuple[System, ...]] = (
+        System((27,), "mb.Prefix(200, bottleneck=512)", (BY_HAND, PEFT), "prefix tuning"),
+        System((28,), "mb.Prefix(20)", (BY_HAND, PEFT), "P-tuning v2"),
+        System(
+            (51,), "mb.Prefix(30)", (GATE,), "a prefix as a gated addition",
+            "f(x) + λ(x) (softmax(q P_kᵀ) P_v − f(x)), λ(x) = Σ exp(q P_kᵀ) / (Σ exp(q P_kᵀ) + Σ exp(q Kᵀ))",
+            "He et al., 2022 (arXiv 2110.04366)", "3.5",
+        ),
+    )  # fmt: skip
     length: int = 30
     bottleneck: int | None = None
     heads: int | None = None
