@@ -341,6 +341,9 @@ AGGREGATORS: list[Part] = [
 
 TASKS = {"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)]}
 
+TEXTS = {"a": "a cat sat", "b": "the dog sat", "d": "dog and cat"}
+QUERIES = {"query": lambda rows: [("a dog", "cat", None, "no match")[i % 4] for i in range(rows)]}
+
 ROUTERS: list[Part] = [
     Part("by-label", lambda: mb.ByLabel("task", {"x": ["a"], "y": ["b", "a"]}), TASKS),
     Part("drop", lambda: mb.Drop("task", {"x": ["a"], "y": ["b", "a"]}), TASKS),
@@ -350,6 +353,7 @@ ROUTERS: list[Part] = [
     Part("top-1", mb.TopK),
     Part("top-2-dense", lambda: mb.TopK(2, dense=True)),
     Part("top-2-example", lambda: mb.TopK(2, by="example")),
+    Part("bm25", lambda: mb.BM25(TEXTS, k=2), QUERIES),
     Part("gate", mb.Gate),
     Part(
         "gate-of-a-label",

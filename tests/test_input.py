@@ -15,61 +15,18 @@ from torch.testing import assert_close
 import modbay as mb
 from modbay.errors import CompositionError
 from modbay.modules._encoded_prompt import _recurrent
+from tiny import bert, gemma, gpt2, llama, tokenizer, tokens, vit
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 peft = pytest.importorskip("peft")
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-WORDS = ["is", "this", "a", "good", "review", "?", "great", "bad", "not", "at", "all"]
-
-
-def llama():
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, intermediate_size=48, pad_token_id=0))
-
-
-def gpt2():
-    config = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "pad_token_id": 0}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config, bos_token_id=1, eos_token_id=2))
-
-
-def gemma():
-    """Its embeddings are scaled by √d."""
-    config = transformers.Gemma3TextConfig(
-        **SMALL, intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=32
-    )
-    return transformers.Gemma3ForCausalLM(config)
-
-
-def bert():
-    return transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, intermediate_size=48))
-
-
-def vit():
-    config = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-    return transformers.ViTForImageClassification(transformers.ViTConfig(**config, image_size=16, patch_size=8))
-
-
+TOKENIZER = tokenizer()
 MODELS = {"llama": llama, "gpt2": gpt2, "gemma": gemma, "bert": bert, "vit": vit}
 
 
 def made(name):
     return MODELS[name]().eval()
-
-
-def tokens(rows=3, t=6):
-    return torch.randint(3, 50, (rows, t))
-
-
-@pytest.fixture
-def tokenizer():
-    """A word a token, and [CLS] in front of what is not asked to be without."""
-    ids = {"[UNK]": 1, **{word: i + 5 for i, word in enumerate(WORDS)}}
-    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids))
-    own.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    own.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]")
 
 
 # Where a prompt starts
@@ -95,12 +52,12 @@ def test_how_a_prompt_starts():
     assert uniform.abs().max() <= 0.5 and 0.27 < uniform.std() < 0.31 and uniform.shape == (100, 32)
 
 
-def test_a_prompt_starts_from_a_text_or_from_words(tokenizer):
-    text = mb.Prompt.of("is this great", tokenizer, 5)
-    assert text == mb.Prompt(5, (5, 6, 11)) and mb.Prompt.of("is this great", tokenizer).length == 3
+def test_a_prompt_starts_from_a_text_or_from_words():
+    text = mb.Prompt.of("is this great", TOKENIZER, 5)
+    assert text == mb.Prompt(5, (5, 6, 11)) and mb.Prompt.of("is this great", TOKENIZER).length == 3
     model = llama()
     assert_close(start(model, text), model.get_input_embeddings().weight[[5, 6, 11, 5, 6]].detach())
-    labels = mb.Prompt.of(["good", "not at all"], tokenizer, 8, fill="vocabulary", common=5)
+    labels = mb.Prompt.of(["good", "not at all"], TOKENIZER, 8, fill="vocabulary", common=5)
     assert labels.start == ((8,), (13, 14, 15))
     model = llama()
     table, prompt = model.get_input_embeddings().weight.detach(), start(model, labels)
@@ -111,8 +68,8 @@ def test_a_prompt_starts_from_a_text_or_from_words(tokenizer):
         assert mb.Prompt(**json.loads(json.dumps(asdict(kind)))) == kind and hash(kind)
 
 
-def test_peft_starts_from_a_text_alike(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
+def test_peft_starts_from_a_text_alike(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
     model = llama()
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=7, prompt_tuning_init="TEXT", prompt_tuning_init_text="is this great",
@@ -120,7 +77,7 @@ def test_peft_starts_from_a_text_alike(tokenizer, tmp_path):
     )  # fmt: skip
     theirs = peft.get_peft_model(copy.deepcopy(model), config)
     theirs = next(p for n, p in theirs.named_parameters() if "prompt_encoder" in n).detach()
-    ids = tuple(tokenizer("is this great")["input_ids"])  # peft keeps special tokens
+    ids = tuple(TOKENIZER("is this great")["input_ids"])  # peft keeps special tokens
     assert_close(start(model, mb.Prompt(7, ids)), theirs)
 
 
@@ -128,10 +85,10 @@ def test_peft_starts_from_a_text_alike(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "bert"])
-def test_a_prompt_by_hand_is_text_in_front(name, tokenizer):
+def test_a_prompt_by_hand_is_text_in_front(name):
     """The same as the words in the call's own ids, behind [CLS] where there is one, padded or not; nothing learns."""
     model, first = made(name), int(name == "bert")
-    kind = mb.Prompt.of("is this great", tokenizer, learn=False, after=first)
+    kind = mb.Prompt.of("is this great", TOKENIZER, learn=False, after=first)
     ids, mask = tokens(), torch.ones(3, 6, dtype=torch.long)
     mask[1, :2] = 0 if not first else 1
     own = torch.tensor(kind.start).expand(3, -1)
@@ -142,15 +99,15 @@ def test_a_prompt_by_hand_is_text_in_front(name, tokenizer):
     want = torch.cat([want[:, :first], want[:, first + 3 :]], 1)
     bay = mb.attach(model, modules={"p": kind}).use("p")
     assert_close(model(ids, attention_mask=mask).logits[mask.bool()], want[mask.bool()], **CLOSE)
-    assert bay.parameters() == [] and mb.Prompt.of("great", tokenizer).constants == ()
+    assert bay.parameters() == [] and mb.Prompt.of("great", TOKENIZER).constants == ()
 
 
-def test_demonstrations_are_concatenated(tokenizer, tmp_path):
+def test_demonstrations_are_concatenated(tmp_path):
     """[demonstrations of the row's task, x], as modules of fixed tokens; kept as files."""
     model, ids = made("llama"), tokens()
     kinds = {
-        "one": mb.Prompt.of("is this good ? great", tokenizer, learn=False),
-        "two": mb.Prompt.of("not good bad", tokenizer, learn=False),
+        "one": mb.Prompt.of("is this good ? great", TOKENIZER, learn=False),
+        "two": mb.Prompt.of("not good bad", TOKENIZER, learn=False),
     }
     shots = mb.ByLabel("task", {"both": ["one", "two"], "one": ["one"], "none": []})
     bay = mb.attach(model, modules=kinds, router=shots, aggregator=mb.Concatenate())

@@ -12,7 +12,7 @@ import modbay as mb
 from helpers import SITES, Case, cases, context, function, ids, site_of, trained
 from modbay import methods
 from modbay.core._engine import apply
-from test_input import bert, gpt2, llama, tokens, vit
+from tiny import bert, gpt2, llama, tokens, vit
 
 transformers = pytest.importorskip("transformers")
 masking = pytest.importorskip("transformers.masking_utils")

@@ -6,6 +6,8 @@ from ._choices import length_normalised as length_normalised
 from ._choices import likelihood as likelihood
 from ._choices import t_few as t_few
 from ._choices import unlikelihood as unlikelihood
+from ._marginal import marginal_sequence as marginal_sequence
+from ._marginal import marginal_tokens as marginal_tokens
 from ._prior import indian_buffet as indian_buffet
 from ._sharing import distance as distance
 from ._sharing import orthogonality as orthogonality

@@ -31,8 +31,9 @@ def unipelt(
         bay = mb.attach(model, modules={"ner": kinds, "pos": kinds}, router=lambda: mb.Gate("task"), name="task")
 
     rank: of LoRA at query and value, whose factor α/r the gate stands for, as in the official code; qkv: their place if
-    they are fused (mb.role.qkv, or a mb.part of it). prefix: places, reparametrised by `bottleneck` features, keys and
-    values gated alike. reduction: of the adapter after the last projection of the feed-forward part.
+    they are fused, a mb.part of it, or mb.role.qkv, where keys change, too. prefix: places, reparametrised by
+    `bottleneck` features, keys and values gated alike. reduction: of the adapter after the last projection of the
+    feed-forward part.
     The adapter's gate reads that projection's input h. The official one reads its output W h + c, by w' · (W h + c), so
     that it is one of these, with w = Wᵀ w'. Differs: the adapter is after the projection, not after the norm that
     follows; padding does not count in the mean.

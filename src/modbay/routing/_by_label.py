@@ -87,10 +87,7 @@ class ByLabel(Router):
         if not isinstance(given, tuple):
             ids = self._lookup(given)
             return Routing(index=torch.tensor(ids, dtype=torch.long), host=(ids,))
-        host = tuple(self._lookup(label) for label in given)
-        k = max((len(ids) for ids in host), default=1) or 1
-        index = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in host], dtype=torch.long)
-        return Routing(index=index, host=host)
+        return by_row(tuple(self._lookup(label) for label in given))
 
     def _lookup(self, label: str | None) -> tuple[int, ...]:
         if label is None:
@@ -124,3 +121,10 @@ class ByLabel(Router):
             table = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in rows] + [[-1] * k])
             return Routing(index=table.to(given.device)[given])
         return Routing(index=given.unsqueeze(-1))
+
+
+def by_row(host: tuple[tuple[int, ...], ...]) -> Routing:
+    """The routing of rows that have these modules each, in this order; known on the host."""
+    k = max((len(ids) for ids in host), default=1) or 1
+    index = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in host], dtype=torch.long)
+    return Routing(index=index, host=host)
