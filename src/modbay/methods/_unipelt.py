@@ -15,7 +15,7 @@ from ..types import System, systems
 @systems(
     System(
         (53,),
-        'mb.attach(model, modules={"task": methods.unipelt()}, router=mb.Gate)',
+        "methods.unipelt(), with router=mb.Gate",
         ("tests/test_unify.py::test_unipelt_by_hand", "tests/test_unify.py::test_unipelt_in_a_mixed_batch"),
         "UniPELT",
         "f(x) + G(x) Δ(x) at each site, G = mean_t σ(w · x_t + b); a prefix G(x) [P_k, P_v]",

@@ -35,9 +35,10 @@ class DeepPrompt(Replacement):
     tokenwise: ClassVar[bool] = False
     systems: ClassVar[tuple[System, ...]] = (
         System(
-            (30,), "mb.DeepPrompt(50, after=1)", ("tests/test_input.py::test_vpt_deep",), "VPT, deep", section="3.2"
+            (30,), "mb.DeepPrompt(50, after=1)", ("tests/test_input.py::test_vpt_deep",), "VPT, deep",
+            section="3.2",
         ),
-    )
+    )  # fmt: skip
     length: int = 50
     after: int = 0
 

@@ -21,7 +21,11 @@ WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 
 PEFT = "tests/test_input.py::test_prefixes_equal_peft"
 BY_HAND = "tests/test_prefix.py::test_equals_attention_by_hand"
-GATE = "tests/test_unify.py::test_a_prefix_is_a_gated_addition"
+ADDITIONS = (
+    "tests/test_unify.py::test_a_prefix_is_a_gated_addition",
+    "tests/test_unify.py::test_every_module_is_an_addition",
+    "tests/test_unify.py::test_a_change_of_parameters_is_an_addition",
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ class Prefix(InputComposition):
     P = W_up tanh(W_down P' + b) + b', where P' (n, input width), W_down (m, input width) are shared by all sites (the
     official code: m = 512; 800 for little data). Here P itself is the default, as in peft, since the reparametrisation
     only serves to train. heads, head_dim: of the keys, read from the module unless given.
-    As an addition, it is (1 − λ) softmax(q Kᵀ) V + λ softmax(q P_kᵀ) P_v, with λ the prefix's share of Σ exp(q k).
     The official code of an encoder-decoder has tokens P' and W_down apart for its three attentions: say so by three
     kinds, {"encoder.*": mb.Prefix(…), "decoder.*SelfAttention": mb.Prefix(…), …}.
     The text's positions start at 0; in peft they start at n, so that a prefix trained there must have its keys turned
@@ -49,9 +52,9 @@ class Prefix(InputComposition):
     place: ClassVar[str] = "attention"
     systems: ClassVar[tuple[System, ...]] = (
         System((27,), "mb.Prefix(200, bottleneck=512)", (BY_HAND, PEFT), "prefix tuning"),
-        System((28,), "mb.Prefix(20)", (BY_HAND, PEFT), "P-tuning v2"),
+        System((28,), "mb.Prefix(20)", (BY_HAND, PEFT), "P-tuning v2", source="Liu et al., 2022 (arXiv 2110.07602)"),
         System(
-            (51,), "mb.Prefix(30)", (GATE,), "a prefix as a gated addition",
+            (51,), "mb.Prefix(30)", ADDITIONS, "unified view: a prefix, as any module, is an addition",
             "f(x) + λ(x) (softmax(q P_kᵀ) P_v − f(x)), λ(x) = Σ exp(q P_kᵀ) / (Σ exp(q P_kᵀ) + Σ exp(q Kᵀ))",
             "He et al., 2022 (arXiv 2110.04366)", "3.5",
         ),

@@ -43,19 +43,19 @@ class Prompt(InputComposition):
     place: ClassVar[str] = "input"
     systems: ClassVar[tuple[System, ...]] = (
         System(
-            (25,),
-            'mb.Prompt.of("Is this a good review?", tokenizer, learn=False)',
+            (25,), "mb.Prompt(4, (2003, 2023, 2204, 1029), learn=False)",
             (f"{HERE}test_a_prompt_by_hand_is_text_in_front", f"{HERE}test_demonstrations_are_concatenated"),
-            "manual prompts, in-context demonstrations",
+            "manual prompts, in-context demonstrations", source="Brown et al., 2020 (arXiv 2005.14165)",
         ),
         System(
-            (26,),
-            "mb.Prompt(100, common=5000)",
-            ("tests/test_prompt.py::test_equals_peft", f"{HERE}test_how_a_prompt_starts"),
-            "prompt tuning",
+            (26,), "mb.Prompt(100, common=5000)",
+            ("tests/test_prompt.py::test_equals_peft", f"{HERE}test_how_a_prompt_starts"), "prompt tuning",
         ),
-        System((30,), "mb.Prompt(50, after=1)", (f"{HERE}test_vpt_shallow",), "VPT, shallow"),
-    )
+        System(
+            (30,), "mb.Prompt(50, after=1)", (f"{HERE}test_vpt_shallow",), "VPT, shallow",
+            source="Jia et al., 2022 (arXiv 2203.12119)",
+        ),
+    )  # fmt: skip
     length: int = 100
     start: str | tuple[int | tuple[int, ...], ...] = "vocabulary"
     after: int = 0

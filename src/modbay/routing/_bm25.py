@@ -39,8 +39,8 @@ class BM25(Router):
     reads_x: ClassVar[bool] = False
     systems: ClassVar[tuple[System, ...]] = (
         System(
-            (31,), "mb.attach(model, modules=modules, router=mb.BM25(documents), aggregator=mb.Concatenate())", TESTS,
-            "retrieval augmentation", "f([d_1, …, d_k, x]), d_i the k documents of the highest BM25", section="3.2",
+            (31,), 'mb.BM25({"faust": "Faust is a play by Goethe."}, k=1)', TESTS, "retrieval augmentation",
+            "f([d_1, …, d_k, x]), d_i the k documents of the highest BM25", section="3.2",
         ),
     )  # fmt: skip
 
