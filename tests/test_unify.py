@@ -2,10 +2,12 @@
 MAM, UniPELT, an inventory of many kinds in one bay."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import modbay as mb
@@ -199,6 +201,67 @@ def test_unipelt_by_hand():
 
         x = bert_layer(layer, x, query, value, prefix, change)
     assert_close(model.bert(ids).last_hidden_state, x, **CLOSE)
+
+
+REFERENCE = Path(__file__).parent / "fixtures" / "adapters_mixed.safetensors"  # by benchmarks/_adapters_reference.py
+
+
+def of_adapters(theirs, name, i):
+    """The tensors of a module of adapters' at one layer, by our names: (LoRAs and their gates, prefix, adapter)."""
+    self = f"encoder.layer.{i}.attention.self"
+    front = f"encoder.layer.0.attention.self.prefix_tuning.pool.prefix_tunings.{name}.self_prefix"
+    up = {end: theirs[f"{front}.control_trans.2.{end}"].unflatten(0, (2, 2, 2, 8))[i] for end in ("weight", "bias")}
+    prefix = {
+        "tokens": theirs[f"{front}.wte.weight"],
+        "down": theirs[f"{front}.control_trans.0.weight"], "down_bias": theirs[f"{front}.control_trans.0.bias"],
+        "up": up["weight"], "up_bias": up["bias"],
+    }  # fmt: skip
+    own = f"encoder.layer.{i}.output.adapters.{name}"
+    maps = {"down": "adapter_down.0", "up": "adapter_up"}
+    adapter = {ours: theirs[f"{own}.{their}.weight"] for ours, their in maps.items()}
+    adapter |= {f"{ours}_bias": theirs[f"{own}.{their}.bias"] for ours, their in maps.items()}
+    if name == "mam":
+        return {"attention.self": prefix, "dense": adapter}, {}
+    loras = {
+        f"attention.self.{part}": {m: theirs[f"{self}.{part}.loras.{name}.lora_{m}"] for m in "AB"}
+        for part in ("query", "value")
+    }
+    gates = {f"attention.self.{part}": f"{self}.{part}.loras.{name}.gate" for part in ("query", "value")}
+    gates |= {"attention.self": f"{self}.prefix_tuning.prefix_gates.{name}", "dense": f"{own}.gate"}
+    return {"attention.self": prefix, "dense": adapter, **loras}, gates
+
+
+@pytest.mark.parametrize("name", ["mam", "unipelt"])
+def test_mam_and_unipelt_equal_adapters(name):
+    """On the same weights: a gate of the output of a projection is our gate of its input."""
+    theirs = load_file(REFERENCE)
+    config = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**config, intermediate_size=24, max_position_embeddings=8)
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
+    missing, _ = model.load_state_dict(theirs, strict=False)
+    assert not missing
+    kinds = {
+        "mam": methods.mam(3, 4, bottleneck=6, ffn=mb.span(mb.role.ffn_in, mb.role.ffn_out)),
+        "unipelt": methods.unipelt(2, 3, 6, 4),
+    }
+    router = mb.Gate if name == "unipelt" else mb.Uniform
+    bay = mb.attach(model, modules={"m": kinds[name]}, router=router)
+    with torch.no_grad():
+        for i, layer in enumerate(model.encoder.layer):
+            tensors, gates = of_adapters(theirs, name, i)
+            for site, (own, router) in parts_of(bay, i).items():
+                site = "dense" if site.endswith("dense") else site
+                assert own.keys() == tensors[site].keys()
+                for key, tensor in tensors[site].items():
+                    own[key].copy_(tensor.view_as(own[key]))
+                if gates:
+                    weight, bias = (theirs[f"{gates[site]}.{end}"] for end in ("weight", "bias"))
+                    last = layer.output.dense
+                    router.weight.copy_(weight @ last.weight if site == "dense" else weight)
+                    router.bias.copy_(weight @ last.bias + bias if site == "dense" else bias)
+    assert_close(model(theirs["ids"]).last_hidden_state, theirs[f"output.{name}"], **CLOSE)
+    bay.use(None)
+    assert not torch.allclose(model(theirs["ids"]).last_hidden_state, theirs[f"output.{name}"], atol=0.1)
 
 
 def test_unipelt_in_a_mixed_batch():

@@ -16,7 +16,7 @@ from ..types import System, systems
     System(
         (52,),
         "methods.mam()",
-        ("tests/test_unify.py::test_mam_by_hand", "tests/test_unify.py::test_mam_of_the_papers_code"),
+        ("tests/test_unify.py::test_mam_by_hand", "tests/test_unify.py::test_mam_and_unipelt_equal_adapters"),
         "MAM adapter",
         "softmax(q [P_k; K]ᵀ) [P_v; V] in attention, FFN(x) + 4 · (W_up relu(W_down x + b) + b') beside it",
         section="3.5",

@@ -16,7 +16,7 @@ from ..types import System, systems
     System(
         (53,),
         "methods.unipelt(), with router=mb.Gate",
-        ("tests/test_unify.py::test_unipelt_by_hand", "tests/test_unify.py::test_unipelt_in_a_mixed_batch"),
+        ("tests/test_unify.py::test_unipelt_by_hand", "tests/test_unify.py::test_mam_and_unipelt_equal_adapters"),
         "UniPELT",
         "f(x) + G(x) Δ(x) at each site, G = mean_t σ(w · x_t + b); a prefix G(x) [P_k, P_v]",
         section="3.5",
