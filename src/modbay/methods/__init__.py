@@ -18,6 +18,7 @@ from ._parse import parse_kind as parse_kind
 from ._ranks import RankBudget as RankBudget
 from ._side import side_tuning as side_tuning
 from ._rag import rag as rag
+from ._ranks import RankBudget as RankBudget
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
 from ._spec import Values as Values

@@ -5,9 +5,9 @@ from ._batch_norm import BatchNorm as BatchNorm
 from ._bitfit import BitFit as BitFit
 from ._bottleneck import Bottleneck as Bottleneck
 from ._compacter import Compacter as Compacter
+from ._deep_prompt import DeepPrompt as DeepPrompt
 from ._diff import DiffPruning as DiffPruning
 from ._dora import DoRA as DoRA
-from ._deep_prompt import DeepPrompt as DeepPrompt
 from ._encoded_prompt import EncodedPrompt as EncodedPrompt
 from ._feedforward import FeedForward as FeedForward
 from ._full import Full as Full
