@@ -15,10 +15,9 @@ from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
-from ._ranks import RankBudget as RankBudget
-from ._side import side_tuning as side_tuning
 from ._rag import rag as rag
 from ._ranks import RankBudget as RankBudget
+from ._side import side_tuning as side_tuning
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
 from ._spec import Values as Values
@@ -27,5 +26,5 @@ from ._stitched import sluice as sluice
 from ._supsup import infer_task as infer_task
 from ._supsup import signed_constant as signed_constant
 from ._typology import typology as typology
-from ._x_mod import x_mod as x_mod
 from ._unipelt import unipelt as unipelt
+from ._x_mod import x_mod as x_mod
