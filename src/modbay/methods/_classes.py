@@ -74,6 +74,8 @@ def made(cls: type, said: Mapping[str, Any], where: str) -> Any:
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value that came from YAML is of a type, a whole number being a float, too."""
     origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in inner)
     if origin is Literal:
