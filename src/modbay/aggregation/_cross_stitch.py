@@ -30,11 +30,11 @@ class CrossStitch(Aggregator):
     """
 
     systems = (
-        System((34,), "mb.CrossStitch(2)", ("tests/test_function.py::test_cross_stitch_units_mix_streams",)),
+        System((34,), "mb.CrossStitch(2)", ("tests/test_networks.py::test_cross_stitch_units_mix_streams",)),
         System(
             (35,),
             "mb.CrossStitch(2, subspaces=2)",
-            ("tests/test_function.py::test_subspaces_of_streams_are_mixed_apart",),
+            ("tests/test_networks.py::test_subspaces_of_streams_are_mixed_apart",),
             "sluice units",
         ),
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..types import System, systems
 
-WRITTEN = "tests/test_function.py::test_the_losses_of_soft_sharing_are_written_out"
-NEAR = "tests/test_function.py::test_soft_sharing_keeps_the_networks_of_two_tasks_near"
+WRITTEN = "tests/test_networks.py::test_the_losses_of_soft_sharing_are_written_out"
+NEAR = "tests/test_networks.py::test_soft_sharing_keeps_the_networks_of_two_tasks_near"
 
 
 @systems(System((33,), "losses.distance(weights)", (WRITTEN, NEAR), "soft sharing by distance"))

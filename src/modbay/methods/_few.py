@@ -16,8 +16,8 @@ from ..types import System, systems
         (68,),
         "methods.t_few()",
         (
-            "tests/test_function.py::test_t_few_is_ia3_and_three_losses",
-            "tests/test_function.py::test_the_losses_of_t_few_are_written_out",
+            "tests/test_networks.py::test_t_few_is_ia3_and_three_losses",
+            "tests/test_networks.py::test_the_losses_of_t_few_are_written_out",
         ),
         "T-Few",
         "l_k ⊙ K, l_v ⊙ V and W_2 (l_ff ⊙ σ(W_1 x)), by L_LM + L_UL + L_LN",

@@ -19,7 +19,7 @@ from ..types import System, systems
     System(
         (49,),
         'methods.side_tuning({"side": network})',
-        ("tests/test_function.py::test_side_tuning_mixes_the_base_and_a_side_network",),
+        ("tests/test_networks.py::test_side_tuning_mixes_the_base_and_a_side_network",),
         "side-tuning",
     )
 )

@@ -71,7 +71,7 @@ class Stitched(nn.Module):
     System(
         (34,),
         'methods.cross_stitch({"pos": [layer, layer2], "ner": [other, other2]})',
-        ("tests/test_function.py::test_a_cross_stitch_network_is_written_out",),
+        ("tests/test_networks.py::test_a_cross_stitch_network_is_written_out",),
         "cross-stitch network",
     )
 )
@@ -91,7 +91,7 @@ def cross_stitch(
     System(
         (35,),
         'methods.sluice({"pos": [layer, layer2], "ner": [other, other2]})',
-        ("tests/test_function.py::test_a_sluice_network_is_written_out",),
+        ("tests/test_networks.py::test_a_sluice_network_is_written_out",),
         "sluice network",
     )
 )

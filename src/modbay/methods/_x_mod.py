@@ -18,8 +18,8 @@ from ..types import System, systems
         (50,),
         'methods.x_mod(("en", "de"))',
         (
-            "tests/test_function.py::test_x_mod_is_the_model_of_transformers",
-            "tests/test_function.py::test_x_mod_trains_the_trunk_and_the_languages_of_a_batch",
+            "tests/test_networks.py::test_x_mod_is_the_model_of_transformers",
+            "tests/test_networks.py::test_x_mod_trains_the_trunk_and_the_languages_of_a_batch",
         ),
         "X-MOD",
         "LN(y + W_up gelu(W_down y + b_down) + b_up), y = LN(h + FFN(h)), by the language of the row; all is trained",

@@ -34,7 +34,7 @@ class Head(Replacement):
             '{"ner": mb.Head(9), "pos": mb.Head(17)}',
             (
                 "tests/test_kinds.py::test_heads_of_several_sizes_share_a_batch",
-                "tests/test_function.py::test_hard_sharing_trains_the_trunk_by_all_tasks",
+                "tests/test_networks.py::test_hard_sharing_trains_the_trunk_by_all_tasks",
             ),
             "hard parameter sharing",
         ),

@@ -36,8 +36,8 @@ class Drop(Router):
             (42,),
             'mb.Drop("task", drop=5)',
             (
-                "tests/test_function.py::test_adapter_drop_leaves_the_lowest_layers_out",
-                "tests/test_function.py::test_adapter_drop_draws_how_many_layers_in_training",
+                "tests/test_networks.py::test_adapter_drop_leaves_the_lowest_layers_out",
+                "tests/test_networks.py::test_adapter_drop_draws_how_many_layers_in_training",
             ),
             "AdapterDrop",
         ),
