@@ -200,6 +200,50 @@ def test_the_input_gates_the_blocks_of_a_weight_beside_what_all_share():
         assert_close(out[i], F.linear(x[i], layer.f.weight * gate, layer.f.bias), **CLOSE)
 
 
+def test_task_and_language_are_latent_and_their_divergence_is_a_loss():
+    words = ("task", "language")
+    kind = mb.Hyper(mb.Head(6), words, (("ner", "pos"), ("en", "de")), 4, 6, where=(), kl=0.1)
+    layer, p = alone(kind)
+    x, given = torch.randn(2, 8), {"task": ["pos", "ner"], "language": "de"}
+
+    def by_hand(z):
+        outs = []
+        for i, task in enumerate((1, 0)):
+            h = F.relu(p["project"] @ torch.cat([z["task"][task], z["language"][1]]) + p["project_bias"])
+            weight, bias = (p[f"start/{n}"] + p[f"weight/{n}"] @ h / math.sqrt(6) for n in ("weight", "bias"))
+            outs.append(F.linear(x[i], weight, bias))
+        return torch.stack(outs)
+
+    mean = {word: p[f"labels/{word}"] for word in words}
+    sigma = {word: F.softplus(p[f"spread/{word}"]) for word in words}
+    assert_close(layer.eval()(x, **given), by_hand(mean), **CLOSE)
+    with torch.no_grad():
+        assert_close(layer.train()(x, **given), by_hand(mean), **CLOSE)
+    c = mb.Context()
+    out = layer(x, context=c, **given)
+    z = {word: mean[word] + sigma[word] * c.state[f"{word} (2, 4)"] for word in words}
+    assert_close(out, by_hand(z), **CLOSE)
+    assert not torch.allclose(out, by_hand(mean))
+    (name, loss), prior = c.losses[0], torch.distributions.Normal(0.0, 1.0)
+    kl = sum(
+        torch.distributions.kl_divergence(torch.distributions.Normal(mean[w], sigma[w]), prior).sum() for w in words
+    )
+    assert name == "h.Hyper" and len(c.losses) == 1
+    assert_close(loss, 0.1 * kl, **CLOSE)
+
+
+def test_latent_labels_are_drawn_once_a_call_for_all_sites():
+    model, bay, p = attached(mb.Hyper(mb.LoRA(2), "task", ("a", "b"), 4, kl=0.1))
+    model.train()(torch.randn(2, 8), task=["a", "b"])
+    context = model._bay.session.last
+    assert list(context.state) == ["task (2, 4)"] and len(context.losses) == 4
+    own = p["layer.0.up"]
+    assert_close(sum(loss for _, loss in context.losses), 4 * bay.modulars["layer.0.up"].order[0].kind.penalty(own))
+    noise = context.state["task (2, 4)"]
+    model(torch.randn(2, 8), task=["a", "b"])
+    assert not torch.equal(model._bay.session.last.state["task (2, 4)"], noise)
+
+
 # What was never seen
 
 
@@ -439,11 +483,11 @@ def test_a_decoder_is_adapted_by_what_its_encoder_read():
 def test_features_are_saved_with_the_module_and_come_back(tmp_path):
     kind = mb.Hyper(
         mb.Bottleneck(3), ("task", "language"), (("ner", "pos"), ()), 4, 6, 5, True, ("layer", "position"),
-        table={"language": TABLE}, rank=2,
+        table={"language": TABLE}, rank=2, kl=0.01,
     )  # fmt: skip
     model, bay, _ = attached(kind)
-    twin = Layers()
-    twin.load_state_dict(model.state_dict())
+    twin = Layers().eval()
+    twin.load_state_dict(model.eval().state_dict())
     bay.save(tmp_path)
     loaded = mb.load(twin, tmp_path)
     x, given = torch.randn(3, 8), {"task": ["ner", "pos", "ner"], "language": ["sw", "de", None]}
@@ -467,6 +511,8 @@ def test_features_are_saved_with_the_module_and_come_back(tmp_path):
         (lambda: mb.Hyper(mb.LoRA(2), ("a",), table={"b": {"x": (1,)}}), "of these, one each"),
         (lambda: mb.Hyper(mb.LoRA(2), "a", ("b",), rank=0), "rank=0"),
         (lambda: alone(mb.Hyper(mb.LoRA(2), only=("C",))), r"only=\('C',\).*has 'A', 'B'"),
+        (lambda: mb.Hyper(mb.LoRA(2), "a", features=3, kl=0.1), "kl=0.1.*of embeddings"),
+        (lambda: mb.Hyper(mb.AdaLoRA(2), "a", ("b",)), "its penalty is of parameters"),
         (lambda: mb.Grid(0), "rows=0"),
         (lambda: alone(mb.Grid(4, 4)), r"\(6, 8\), has no such blocks"),
         (lambda: alone(mb.Grid(2, 2), nn.Conv2d(2, 2, 3)), "Conv2d.*only the weight of one linear map"),

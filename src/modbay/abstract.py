@@ -73,6 +73,7 @@ class Context:
     state: dict[str, Any] = field(default_factory=dict)
     rows: Tensor | None = None
     grad: bool = False  # whether gradients were on where the call began
+    training: bool = False  # whether the site of a generator that runs is in training mode
     recomputing: Callable[[], bool] = lambda: False
 
     @property

@@ -4,6 +4,7 @@ Kinds see only groups, aggregators only routings; this is where the two meet.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -111,7 +112,7 @@ def generated(
             for i in range(len(x))
         ]  # fmt: skip
         return torch.stack(several)
-    each = kind.generate(params, x, c)
+    each = kind.generate(params, x, replace(c, training=bool(getattr(site.module, "training", False))))
     if all(len(tensor) == 1 for tensor in each.values()):  # one set for all
         return apply(kind.kind, {name: tensor[0] for name, tensor in each.items()}, f, x, y, c, site, False)
     out = apply(kind.kind, each, f, x.unsqueeze(1), None if y is None else y.unsqueeze(1), c, site, True)

@@ -4,6 +4,7 @@ Prompts (n, d) and prefixes (2, heads, n, d) are treated alike: n is the axis be
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ def _extend(modules: Modules, i: int, routing: Routing, x: Tensor, c: Context) -
     if routing.axes == 1 and routing.index is not None and not torch.compiler.is_compiling():
         rows = (routing.index == i).any(-1).nonzero()[:, 0]
         rows = None if len(rows) == len(x) else rows
-    made = _generated(part, x if rows is None else x[rows], c.at(rows))
+    c = replace(c.at(rows), training=bool(getattr(modules.site.module, "training", False)))
+    made = _generated(part, x if rows is None else x[rows], c)
     return made if rows is None else made.new_zeros(len(x), *made.shape[1:]).index_copy(0, rows, made)
 
 

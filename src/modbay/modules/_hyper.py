@@ -4,8 +4,9 @@ Ha, Dai and Le, "HyperNetworks", 2017 (arXiv 1609.09106); Platanios, Sachan, Neu
 Generation", 2018 (arXiv 1808.08493); Üstün, Bisazza, Bouma and van Noord, "UDapter", 2020 (arXiv 2004.14327); Mahabadi,
 Ruder, Dehghani and Henderson, "HyperFormer", 2021 (arXiv 2106.04489); Ansell et al., "MAD-G", 2021; Üstün, Bisazza,
 Bouma, van Noord and Ruder, "Hyper-X", 2022 (arXiv 2205.12148); He et al., "HyperPrompt", 2022 (arXiv 2203.00759);
-Ivison and Peters, "Hyperdecoders", 2022 (arXiv 2203.08304); Ivison et al., "HINT", 2022 (arXiv 2212.10315); the factor
-1/√d: Baziotis, Artetxe, Cross and Bhosale, "Hyper-adapters", 2022 (arXiv 2205.10835).
+Ivison and Peters, "Hyperdecoders", 2022 (arXiv 2203.08304); Ivison et al., "HINT", 2022 (arXiv 2212.10315); latent
+labels: Ponti, Vulić, Cotterell, Parovic, Reichart and Korhonen, 2021 (arXiv 2001.11453); the factor 1/√d: Baziotis,
+Artetxe, Cross and Bhosale, "Hyper-adapters", 2022 (arXiv 2205.10835).
 """
 
 import math
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from ..errors import CompositionError, listed
 from ..types import Params, System
 from ._codes import PLACES, joined, place_codes, pooled, trunk
 from ._common import drawn, positive
-from ._labels import Label, described, label_codes, told
+from ._labels import Label, described, divergence, label_codes, told
 
 TESTS = "tests/test_hyper.py::test_"
 STARTS, REST, WEIGHTS, FACTORS, FEATURES = "start/", "rest/", "weight/", "factor/", "features"
@@ -53,10 +55,12 @@ class Hyper(Generator):
     hidden: h = relu(V h + v). code: then h = U h + u. norm: then h = LayerNorm(h). These and embeddings are shared by
     all sites, W by those where φ has the same shapes; shared=False: each site its own. rank: W = W' P with P (rank, d),
     one a tensor of φ. only: the names of what is generated; the rest of φ learns at each site as it would without.
+    kl: embeddings are z ~ N(μ, σ²) then, drawn in training once a call for all sites, and kl KL(z ‖ N(0, 1)) is a loss.
     φ₀ is what the inner kind drew, fixed, and W starts at zero: a new module is the inner kind's new module. Differs:
     the papers draw W, and have no φ₀. Ha et al. make a weight in slices, by two maps; HyperPrompt's tokens are a task's
     in all layers; HINT's decoder reads the instruction as well; hyper-adapters have one embedding a language, source or
-    target, and a deeper network. Raises CompositionError for arguments that do not fit, a kind with a penalty of its
+    target, and a deeper network; Ponti et al. have a deeper one, too, which also reads z_task − z_language and
+    z_task ⊙ z_language, and draw φ. Raises CompositionError for arguments that do not fit, a kind with a penalty of its
     own, or a site without a layer; LabelError for an unknown label, or none at all.
     """
 
@@ -101,6 +105,11 @@ class Hyper(Generator):
         System((66,), 'mb.Hyper(mb.Bottleneck(norm=True), ("source", "target"), (("en", "de"), ("fi", "sw")), 50, 100, '
                'where=("layer",))', (f"{TESTS}task_language_and_layer_make_an_adapter_together",), "hyper-adapters",
                source="Baziotis et al., 2022 (arXiv 2205.10835)"),
+        System((67,), 'mb.Hyper(mb.Head(("no", "yes")), ("task", "language"), (("nli", "qa"), ("en", "de")), 100, 400, '
+               'where=(), kl=1e-4)', (f"{TESTS}task_and_language_are_latent_and_their_divergence_is_a_loss",),
+               "parameter-space factorisation",
+               "φ = φ₀ + W f(z_task ⊕ z_language) / √d, z ~ N(μ, σ²), with loss kl · KL(z ‖ N(0, 1))",
+               "Ponti et al., 2021 (arXiv 2001.11453)"),
     )  # fmt: skip
     kind: Kind
     label: str | tuple[str, ...] | list[str] = ()
@@ -115,6 +124,7 @@ class Hyper(Generator):
     features: int | tuple[int, ...] | list[int] = 0
     raw: bool = False
     only: tuple[str, ...] | list[str] = ()
+    kl: float | None = None
     table: InitVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self, table: Mapping[str, Any] | None):
@@ -131,11 +141,13 @@ class Hyper(Generator):
         settled |= {"features": counts[0] if single else counts, "told": several}
         for name, value in {**settled, "given": {label: table} if single and table else table}.items():
             object.__setattr__(self, name, value)  # lists, as from JSON, can't be hashed
-        positive("Hyper", size=self.size, hidden=self.hidden, code=self.code, rank=self.rank)
+        positive("Hyper", size=self.size, hidden=self.hidden, code=self.code, rank=self.rank, kl=self.kl)
         if set(self.where) - set(PLACES) or len(set(self.where)) < len(self.where) or not (several or self.where):
             raise CompositionError(
                 f"Hyper(label={self.label!r}, where={self.where!r}): labels, or some of {listed(PLACES)}, each once."
             )
+        if self.kl is not None and all(counts):
+            raise CompositionError(f"Hyper(kl={self.kl}): it is of embeddings, and no label here has one.")
         if isinstance(self.kind, Generator) or not isinstance(self.kind, Kind):
             raise CompositionError(f"Hyper(kind={self.kind!r}): a kind, as mb.LoRA(8), that is no generator.")
         if type(self.kind).penalty is not Kind.penalty:
@@ -171,7 +183,9 @@ class Hyper(Generator):
         labels: list[Label] = self.told  # type: ignore[attr-defined]
         shared: dict[str, Tensor] = {}
         for label in labels:
-            shared |= label_codes(sites[0], label, self.size, self.raw, tables)
+            shared |= label_codes(sites[0], label, self.size, self.raw, self.kl is not None, tables)
+        if self.kl is not None:
+            shared["sites"] = torch.tensor(len(sites), device=sites[0].device)
         places = place_codes(sites, self.where, self.size)
         trunks: dict[int, dict[str, Tensor]] = {}
         maps: dict[tuple, dict[str, Tensor]] = {}
@@ -201,6 +215,13 @@ class Hyper(Generator):
         """W (…, d), or W' (…, rank) and P (rank, d)."""
         factor = {} if self.rank is None else {FACTORS + name: drawn(site, self.rank, d)}
         return {WEIGHTS + name: start.new_zeros(*start.shape, self.rank or d), **factor}
+
+    def penalty(self, params: Params) -> Tensor | None:
+        """kl · KL(q(z) ‖ N(0, 1)) over all names of all labels; each of n sites adds the nth part."""
+        if self.kl is None:
+            return None
+        own = [label for label in self.told if not label.features]  # type: ignore[attr-defined]
+        return sum(divergence(params, label) for label in own) * self.kl / params["sites"]
 
     def generate(self, params: Params, x: Tensor, c: Context) -> Params:
         starts = {name.partition("/")[2]: t for name, t in params.items() if name.startswith((STARTS, REST))}

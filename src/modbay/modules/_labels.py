@@ -40,11 +40,16 @@ def _described(word: str, key: str, names: Sequence[str], features: int, table: 
     return Label(word, key, names, sizes.pop() if sizes else 0)
 
 
-def label_codes(site: Site, label: Label, size: int, raw: bool, tables: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """The tensors of one label: an embedding of each name (n, size), or the features of each (n, k), which stay as they
-    are, and their projection (size, k) unless they enter raw. tables: None, if the features are filled in later."""
+def label_codes(
+    site: Site, label: Label, size: int, raw: bool, spread: bool, tables: Mapping[str, Any] | None
+) -> dict[str, Tensor]:
+    """The tensors of one label: an embedding of each name (n, size), with its spread if asked for; or the features of
+    each (n, k), which stay as they are, and their projection (size, k) unless they enter raw. tables: None, if the
+    features are filled in later."""
     if not label.features:
-        return {f"labels{label.key}": nn.init.normal_(site.empty(len(label.names), size))}
+        drawn = nn.init.normal_(site.empty(len(label.names), size), std=0.1 if spread else 1.0)
+        wide = {f"spread{label.key}": torch.rand_like(drawn) / 2} if spread else {}
+        return {f"labels{label.key}": drawn, **wide}
     made = {}
     if label.names:
         rows = site.zeros(len(label.names), label.features)
@@ -68,9 +73,25 @@ def told(params: Params, label: Label, c: Context, like: Tensor, neutral: bool) 
         code, known = given.to(like), torch.ones(len(given), dtype=torch.bool, device=like.device)
     else:
         ids = _indices(given, label, neutral).to(like.device)
-        code, known = params[("features" if label.features else "labels") + label.key][ids.clamp(min=0)], ids >= 0
+        table = params[f"features{label.key}"] if label.features else _sampled(params, label, c)
+        code, known = table[ids.clamp(min=0)], ids >= 0
     describe = params.get(f"describe{label.key}")
     return (code if describe is None else nn.functional.linear(code, describe)), known
+
+
+def _sampled(params: Params, label: Label, c: Context) -> Tensor:
+    """The embeddings: in training drawn, once a call, by their spread if they have one; else their means."""
+    mean, spread = params[f"labels{label.key}"], params.get(f"spread{label.key}")
+    if spread is None or not (c.training and torch.is_grad_enabled()):
+        return mean
+    noise = c.state.setdefault(f"{label.word} {tuple(mean.shape)}", torch.randn_like(mean))
+    return mean + nn.functional.softplus(spread) * noise.to(mean)
+
+
+def divergence(params: Params, label: Label) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(0, 1)), summed over the names of one label."""
+    mean, sigma = params[f"labels{label.key}"], nn.functional.softplus(params[f"spread{label.key}"])
+    return (mean.square() + sigma.square() - 1 - 2 * sigma.log()).sum() / 2
 
 
 def _indices(given: Labels, label: Label, neutral: bool) -> Tensor:
