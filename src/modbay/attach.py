@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import library
 from .abstract import Aggregator, Kind, Router, Routing
 from .aggregation import WeightedSum
-from .core import BayState, Inventory, Modular, Session, pack, refuse_packed, unpack
+from .core import BayState, Inventory, Modular, Session, as_kind, pack, refuse_packed, unpack
 from .errors import BayError, CompositionError, LabelError, listed
 from .fold import fold, unfold
 from .routing import ByLabel
@@ -204,7 +204,7 @@ class Bay:
         pairs = self._known(name, spec, at)
         for place, kind in pairs:
             modular = self.modulars[place.site.name]
-            (modular.aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
+            (modular.aggregator or self.state.aggregator).admit(as_kind(kind), place.site)  # type: ignore[union-attr]
         self.fitting.plug(name, pairs)
         self.fitting.rebuild()
         return self

@@ -8,6 +8,7 @@ from ._function import Function as Function
 from ._modular import Inventory as Inventory
 from ._modular import Modular as Modular
 from ._modular import Network as Network
+from ._modular import as_kind as as_kind
 from ._modular import parameters as parameters
 from ._modules import Modules as Modules
 from ._pack import pack as pack

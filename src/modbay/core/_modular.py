@@ -32,6 +32,11 @@ class Network(Replacement):
         return self.network(x)
 
 
+def as_kind(module: Any) -> Any:
+    """A module as a kind: a network of the user's own is one that stands instead of f."""
+    return Network(module) if isinstance(module, nn.Module) else module
+
+
 class NetworkPart(Part):
     """The part of a `Network`: it holds the network, so that its parameters are found."""
 
@@ -117,8 +122,7 @@ class Modular(nn.Module):
             self.order.append(None)
             self.numbers = self.numbers.plus(-1)
             return
-        if isinstance(kind, nn.Module):
-            kind = Network(kind)
+        kind = as_kind(kind)
         if not isinstance(kind, Kind):
             raise CompositionError(
                 f"modules[{name!r}] = {kind!r}: a module is a kind (mb.LoRA(8), …) or an nn.Module, not "

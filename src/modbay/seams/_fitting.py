@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..abstract import Kind, Site
-from ..core import BayState, Modular, Network, Session, parameters
+from ..core import BayState, Modular, Network, Session, as_kind, parameters
 from ..errors import BayError, CompositionError, LabelError
 from ..types import Params
 from ._match import Place, places
@@ -72,7 +72,7 @@ class Fitting:
         aggregator = self.make_aggregator() if self.make_aggregator else None
         router = self.make_router() if self.make_router else None
         for kind in kinds:
-            (aggregator or self.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
+            (aggregator or self.state.aggregator).admit(as_kind(kind), place.site)  # type: ignore[union-attr]
         modular = Modular(
             site=place.site, inventory=self.state.inventory, aggregator=aggregator, router=router, bay=self.state.name
         )
