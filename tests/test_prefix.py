@@ -180,7 +180,8 @@ def test_albert(rxnmapper):
     assert len(bay.parameters()) == 1
     mixed = rxnmapper(ids, task=["p", None]).logits
     torch.testing.assert_close(mixed[1], base[1], **CLOSE)
-    torch.testing.assert_close(rxnmapper(ids[:1], task=["p"]).logits[0], mixed[0], **CLOSE)
+    alone = rxnmapper(ids[:1], task=["p"]).logits[0]
+    torch.testing.assert_close(alone, mixed[0], rtol=1e-5, atol=5e-5)  # a batch of one rounds otherwise, twelve times
     assert not torch.allclose(mixed[0], base[0], atol=1e-3)
 
 
