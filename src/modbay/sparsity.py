@@ -72,6 +72,7 @@ def movement(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
     "Ansell et al., 2022 (arXiv 2110.07560)",
     FORMULA,
     "tests/test_sparse.py::test_sparse_fine_tunings_are_composed_by_adding",
+    "tests/test_recipes.py::test_a_language_and_a_task_are_put_together",
 )
 def change(weights: Tensors, before: Tensors) -> dict[str, Tensor]:
     """|W − W₀|, of full fine-tuning, after which LT-SFT starts anew with the entries that changed most.
