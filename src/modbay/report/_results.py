@@ -194,7 +194,9 @@ def _by_label(task: str, label: str, cells: Sequence[Facts]) -> Safe:
     scale = charts.spanning(places, first)
     mean = number(main[""].get("estimate")) if "" in main else None
     heads = [LEFT(label), Head(charts.axis(scale, first)), RIGHT(headed(first))]
-    heads += [RIGHT(headed(metric)) for metric in metrics[1:]] + [RIGHT("rows")]
+    heads += [RIGHT(headed(metric)) for metric in metrics[1:]]
+    counted = label != "class"  # the F1 of a class is of all rows of the task
+    heads += [RIGHT("rows")] if counted else []
 
     def line(value: str) -> list[Any]:
         by = {row.get("metric"): row for row in values[value]}
@@ -205,7 +207,8 @@ def _by_label(task: str, label: str, cells: Sequence[Facts]) -> Safe:
             for metric in metrics
             for row in [by.get(metric, {})]
         ]
-        return [value or f"mean of {label}s", drawn, *figures, count(values[value][0].get("n"))]
+        told = [value or f"mean of {label}s", drawn, *figures]
+        return [*told, count(values[value][0].get("n"))] if counted else told
 
     title = f"{task or 'All tasks'}, by {label}"
     said = f"Results of {title}"
