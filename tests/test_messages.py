@@ -46,6 +46,7 @@ REFUSED_AT_ATTACH = {
     "no place at all": ({"at": None}, mb.errors.BayError, ["LoRA", "no place", "at="]),
     "a label name that the model's call owns": (
         {"name": "language"}, mb.errors.LabelError, ["'language'", "Model.forward", "another name"]),
+    "a label that is no name": ({"name": "my bay"}, mb.errors.LabelError, ["'my bay'", "name='my_bay'"]),
     "a kind under an aggregator that can't take it": (
         {"aggregator": mb.Mixture()}, mb.errors.CompositionError, ["Mixture", "'value'", "LoRA", "WeightedSum"]),
     "a kind where there is no weight": (

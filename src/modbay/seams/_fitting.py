@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
 from torch import Tensor, nn
@@ -219,10 +220,15 @@ def pairs_of(model: nn.Module, at: Any, name: str, spec: Spec, said: Sequence[Pl
 
 
 def free(model: nn.Module, keywords: Sequence[str]) -> None:
-    """Raise LabelError if the model's call has an argument named as one of these labels."""
+    """Raise LabelError for a label that can be no argument of the model's call, or is one already."""
     base = type(model).__dict__.get("_base", type(model))
     own = inspect.signature(base.forward).parameters
     for keyword in keywords:
+        if not keyword.isidentifier() or iskeyword(keyword):
+            raise LabelError(
+                f"label {keyword!r}: labels are arguments of the call, {base.__name__}(x, {keyword}=…), so that "
+                f"it must be a Python name. Choose another: mb.attach(…, name='my_bay'), or the router's label."
+            )
         if keyword in own:
             raise LabelError(
                 f"label {keyword!r}: {base.__name__}.forward has an argument of that name. Choose another name for the "
