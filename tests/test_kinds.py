@@ -45,6 +45,11 @@ def test_kinds_are_equal_by_their_fields_and_can_be_hashed(case: Case, place: st
     assert case.make() == case.make() and hash(case.make()) == hash(case.make())
 
 
+@pytest.mark.parametrize("case", [case for case in KINDS if case.folds], ids=ids)
+def test_a_kind_that_folds_says_so(case: Case):
+    assert case.make().folds
+
+
 @EVERY
 def test_a_neutral_kind_changes_nothing_when_it_is_new(case: Case, place: str):
     module, site = site_of(place)

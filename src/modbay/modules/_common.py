@@ -1,6 +1,7 @@
 """What several kinds share: non-linear functions by name, and a projection drawn as nn.Linear draws its own."""
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -97,6 +98,13 @@ def weighted(site: Site, kind: str) -> None:
             f"{kind} at site {site.name!r} ({type(site.module).__name__}): {why}. Attach at the Linear, Conv1D, Conv "
             f"or Embedding inside it, unquantised."
         )
+
+
+def at_random(site: Site, density: float, seed: int) -> Tensor:
+    """Flat indices (k,) of a share of the site's weight, in order, by the seed and the site's name alone."""
+    n = site.weight.numel()
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(site.name.encode()))
+    return torch.randperm(n, generator=generator)[: max(1, round(density * n))].sort().values
 
 
 def drawing(site: Site, learned: Tensor) -> bool:

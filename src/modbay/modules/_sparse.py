@@ -4,7 +4,6 @@ Ansell, Ponti, Korhonen and Vulić, "Composable Sparse Fine-Tuning for Cross-Lin
 a fixed mask of random entries: Xu, Luo, Zhang, Tan, Chang, Huang and Huang, 2021 (arXiv 2109.05687).
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import ClassVar
@@ -16,7 +15,7 @@ from ..abstract import ParameterComposition, Site
 from ..deltas import Sparse
 from ..errors import CompositionError, listed
 from ..types import Params
-from ._common import weighted
+from ._common import at_random, weighted
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,7 @@ class SparseDelta(ParameterComposition):
             raise CompositionError(
                 "SparseDelta(density=None): a module with a mask of its own can't be made anew without it; pass mask=…."
             )
-        n = site.weight.numel()  # random entries, by the seed and the site's name alone
-        generator = torch.Generator().manual_seed(self.seed + zlib.crc32(site.name.encode()))
-        return torch.randperm(n, generator=generator)[: max(1, round(self.density * n))].sort().values
+        return at_random(site, self.density, self.seed)
 
     def _masked(self, site: Site, mask: Mapping[str, Tensor]) -> Tensor:
         if site.name not in mask:

@@ -4,7 +4,6 @@ Mallya, Davis and Lazebnik, "Piggyback", 2018 (arXiv 1801.06519); as what is lef
 Lottery Ticket Hypothesis", 2019 (arXiv 1803.03635).
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import ClassVar
@@ -17,7 +16,7 @@ from ..deltas import Mask
 from ..errors import CompositionError, listed
 from ..ops import pack_bits, unpack_bits
 from ..types import Params
-from ._common import weighted
+from ._common import at_random, weighted
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,8 @@ class SubNetwork(ParameterComposition):
 
     def _kept(self, site: Site) -> Tensor:
         n, given = site.weight.numel(), self.given  # type: ignore[attr-defined]
-        if given is None and self.density is not None:  # random entries, by the seed and the site's name alone
-            generator = torch.Generator().manual_seed(self.seed + zlib.crc32(site.name.encode()))
-            return torch.randperm(n, generator=generator) < max(1, round(self.density * n))
+        if given is None and self.density is not None:
+            return torch.zeros(n, dtype=torch.bool).index_fill(0, at_random(site, self.density, self.seed), True)
         if given is None or site.name not in given:
             raise CompositionError(
                 f"SubNetwork(mask=…): there is no mask for site {site.name!r}; there are {listed(given or ())}."
