@@ -182,8 +182,7 @@ class Scale(Delta):
         return align(self.gain, y, site.axis) * y
 
     def onto(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
-        gain = align(self.gain, y, site.axis)
-        return torch.addcmul(y, y, gain) if y.dtype == gain.dtype else y + gain * y
+        return y * align(1 + self.gain, y, site.axis)
 
     def scale(self, factor: Tensor | float) -> "Scale":
         return replace(self, gain=grow(factor, self.gain))

@@ -46,6 +46,7 @@ class Fixed(Router):
             self.register_buffer("w", self.w[kept], persistent=False)
         self.names, self.chosen = tuple(names), chosen
         self.weights = dict(zip(chosen, self.w.tolist(), strict=True))  # by name from now on, so that it can be saved
+        self.whole = not self.learned and not self.softmax and set(self.weights.values()) == {1.0}  # nothing to weigh
         self.ids = tuple(self.names.index(name) for name in chosen)
         self.register_buffer("index", torch.tensor(self.ids, dtype=torch.long, device=self.w.device), persistent=False)
 
@@ -87,5 +88,7 @@ class Fixed(Router):
         return {"weights": weights, "learned": self.learned, "softmax": self.softmax}
 
     def forward(self, x: Tensor | None, c: Context) -> Routing:
+        if self.whole:
+            return Routing(index=self.index, host=(self.ids,))  # type: ignore[arg-type]
         weights = torch.softmax(self.w, 0) if self.softmax else self.w
         return Routing(index=self.index, weights=weights, host=(self.ids,))  # type: ignore[arg-type]
