@@ -211,6 +211,8 @@ class Generator(Kind):
 class Delta(ABC):
     """An update of the parameters of f: φ in f_{θ ⊕ φ}. Its tensors may all carry a leading group axis."""
 
+    reads_output: ClassVar[bool] = True  # whether `apply` reads the values of y
+
     @abstractmethod
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         """f_{θ ⊕ φ}(x) − f_θ(x), given y = f_θ(x); of a kind that enters, what is to be added to x."""

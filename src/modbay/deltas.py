@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class LowRank(Delta):
     """ΔW = s·B A with A (r, i), B (o, r); A (r, i, *kernel) at a convolution, (r, vocabulary) at an embedding; and
     A (E, r, i), B (E, o, r) for E fused experts."""
 
+    reads_output: ClassVar[bool] = False
     a: Tensor
     b: Tensor
     s: float | Tensor = 1.0
@@ -91,6 +92,7 @@ class LowRank(Delta):
 class Kronecker(Delta):
     """ΔW = C ⊗ D of W (o₁o₂, i₁i₂), with C (o₁, i₁) and D (o₂, i₂); D (o₂, i₂, *kernel) at a convolution."""
 
+    reads_output: ClassVar[bool] = False
     c: Tensor
     d: Tensor
 
@@ -120,6 +122,7 @@ class Kronecker(Delta):
 class Sparse(Delta):
     """ΔW of given values at given flat indices of the weight: indices (k,) int64, values (k,)."""
 
+    reads_output: ClassVar[bool] = False
     indices: Tensor
     values: Tensor
 
@@ -143,6 +146,7 @@ class Sparse(Delta):
 class Dense(Delta):
     """ΔW of the weight's own shape."""
 
+    reads_output: ClassVar[bool] = False
     weight: Tensor
 
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:

@@ -30,9 +30,12 @@ AFFINE = ("linear", "transposed")
 class Part(nn.Module):
     """One module's share of one site: its kind, and its parameters there."""
 
+    pool: Any = None  # of a module that is packed, where its parameters are
+
     def __init__(self, kind: Kind, tensors: Params):
         super().__init__()
         self.kind = kind
+        self.size = sum(tensor.numel() for tensor in tensors.values())
         for name, tensor in tensors.items():
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(name, tensor)

@@ -134,6 +134,7 @@ class Modular(nn.Module):
             part: Part = NetworkPart(kind)
         else:
             part = Part(kind, parameters(kind, kind.init([self.site]))[self.site.name] if params is None else params)
+        self._moved()
         self.parts._modules[name] = part  # not add_module: a name such as "type" or "half" is a name, too
         self.order.append(part)
         self.numbers = self.numbers.plus(self._number(kind, part))
@@ -145,9 +146,15 @@ class Modular(nn.Module):
 
     def unplug(self, index: int, name: str) -> None:
         """Take a module's part away."""
+        self._moved()
         del self.order[index]
         self.numbers = self.numbers.without(index)
         self.parts._modules.pop(name, None)
+
+    def _moved(self) -> None:
+        """The order of the modules changes: no pool holds them all in order any more."""
+        for pool in self.pools:
+            pool.whole = False  # type: ignore[assignment]
 
     def modules_at(self, router: Any = None) -> Modules:
         return Modules(self.order, self.numbers, self.site, self.inventory.names, router or self.router)

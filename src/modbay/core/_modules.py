@@ -64,9 +64,13 @@ class Modules:
     def stacked(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """The parameters of modules of one kind, along a new leading axis. What they share is expanded, not copied."""
         parts = self.parts
-        pool = parts[ids[0]].__dict__.get("pool")
-        if pool is not None and all(parts[i].__dict__.get("pool") is pool for i in ids):
-            return pool.rows([parts[i].row for i in ids])
+        pool = parts[ids[0]].pool
+        if pool is not None:
+            if pool.whole:
+                return pool.rows(ids)
+            rows = [part.row for i in ids if (part := parts[i]).pool is pool]
+            if len(rows) == len(ids):
+                return pool.rows(rows)
         several = [parts[i].tensors() for i in ids]
         first, last, stack = several[0], several[-1], {}
         for name, tensor in first.items():
@@ -78,9 +82,8 @@ class Modules:
 
     def sliced(self, ids: Sequence[int]) -> bool:
         """Whether these modules stand side by side in one pool, so that `stacked` copies nothing."""
-        first, last = self.parts[ids[0]].__dict__, self.parts[ids[-1]].__dict__
-        pool = first.get("pool")
-        return pool is not None and last.get("pool") is pool and last["row"] - first["row"] == len(ids) - 1
+        first, last = self.parts[ids[0]], self.parts[ids[-1]]
+        return first.pool is not None and last.pool is first.pool and last.row - first.row == len(ids) - 1
 
     def averaged(self, routing: Routing, rows: int) -> tuple[Kind, Params, bool]:
         """(kind, Σ_i α_i φ_i, whether an example): the modules' parameters, averaged; they must be of one kind."""

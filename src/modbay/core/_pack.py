@@ -17,21 +17,36 @@ from ._modular import Modular, NetworkPart
 
 
 class Pool(nn.Module):
-    """The tensors (n, …) of n modules of one kind at one site, and whether each of them was learning."""
+    """The tensors (n, …) of n modules of one kind at one site, and whether each of them was learning.
 
-    def __init__(self, parts: Sequence[Part]):
+    whole: every module of the site is here, in order, so that nobody has to look where each one is.
+    """
+
+    def __init__(self, parts: Sequence[Part], whole: bool):
         super().__init__()
+        self.whole = whole
         self.learning = [{name: tensor.requires_grad for name, tensor in part.tensors().items()} for part in parts]
         for name in parts[0].tensors():
-            self.register_buffer(name, torch.stack([part.tensors()[name].detach() for part in parts]))
+            self.register_buffer(name, _long(torch.stack([part.tensors()[name].detach() for part in parts])))
+        self.size = parts[0].size
 
     def rows(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The tensors of some modules: a view where they stand side by side, else one copy."""
         first, last = rows[0], rows[-1]
-        if last - first == len(rows) - 1 and list(rows) == list(range(first, last + 1)):
+        if last - first == len(rows) - 1 and tuple(rows) == tuple(range(first, last + 1)):
             return {name: tensor[first : last + 1] for name, tensor in self._buffers.items()}  # type: ignore[index]
         index = torch.tensor(rows, device=next(iter(self._buffers.values())).device)  # type: ignore[union-attr]
-        return {name: tensor.index_select(0, index) for name, tensor in self._buffers.items()}  # type: ignore[union-attr]
+        return {name: _taken(tensor, index) for name, tensor in self._buffers.items()}  # type: ignore[arg-type]
+
+
+def _long(tensor: Tensor) -> Tensor:
+    """The same matrices, with their longer axis contiguous: thin ones are read faster so in batched products."""
+    return tensor.mT.contiguous().mT if tensor.ndim == 3 and tensor.shape[-2] > tensor.shape[-1] else tensor
+
+
+def _taken(tensor: Tensor, index: Tensor) -> Tensor:
+    """Some rows of a pool, laid out as they are there."""
+    return tensor.index_select(0, index) if tensor.is_contiguous() else tensor.mT.index_select(0, index).mT
 
 
 class Packed(Part):
@@ -40,7 +55,7 @@ class Packed(Part):
     def __init__(self, kind: Kind, pool: Pool, row: int):
         super().__init__(kind, {})
         self.__dict__["pool"] = pool  # not a submodule: its tensors would be found once a module
-        self.row = row
+        self.row, self.size = row, pool.size
 
     def tensors(self) -> dict[str, Any]:
         pool: Any = self.__dict__["pool"]
@@ -72,7 +87,7 @@ def _pack(modular: Modular, names: Sequence[str], kept: Set[int]) -> None:
         alike.setdefault(modular.numbers[i], []).append(i)
     for ids in alike.values():
         parts = [modular.order[i] for i in ids]
-        pool = Pool(parts)  # type: ignore[arg-type]
+        pool = Pool(parts, whole=ids == list(range(len(modular.order))))  # type: ignore[arg-type]
         modular.pools.append(pool)
         for row, i in enumerate(ids):
             _exchange(modular, i, Packed(parts[row].kind, pool, row))  # type: ignore[union-attr]

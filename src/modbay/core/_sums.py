@@ -38,23 +38,23 @@ def add(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
 def _fused(m: Any, f: Any, x: Tensor, routing: Routing) -> Tensor | None:
     """The commonest case in the fewest passes: every row has one module at weight one, and all are one kind of delta.
 
-    The update is added to f(x) in one product. Rows in order stay in place; rows in another order do, too, where it is
-    cheaper to repeat the parameters by example than to sort the activations there and back.
+    Where rows stay in place the update is added to f(x) in one product: rows in order do, and rows in another order,
+    too, where it is cheaper to repeat the parameters by example than to sort the activations there and back.
     """
     if routing.axes != 1 or routing.host is None or routing.weights is not None or torch.compiler.is_compiling():
         return None
     if m.site.form not in AFFINE or x.ndim < 2:
         return None
-    p = plan(routing, m.kinds, len(x), x.device)
+    p = plan(routing, m.kinds, x.shape[0], x.device)
     kind = p.alone and m.parts[p.groups[0].ids[0]].kind
-    if not isinstance(kind, ParameterComposition) or not kind.batched:
+    if not isinstance(kind, ParameterComposition) or not kind.batched or kind.tied:
         return None
     if p.order is None and len(p.groups) == 1:
         ids, each = p.groups[0].ids, p.groups[0].each
     elif _by_example(m, p, x):
         ids, each = [ids[0] for ids in routing.host], 1
     else:
-        return None
+        return _sorted(m, kind, p, f, x)
     params = m.stacked(ids)
     if next(iter(params.values())).dtype != x.dtype:
         return None
@@ -63,15 +63,37 @@ def _fused(m: Any, f: Any, x: Tensor, routing: Routing) -> Tensor | None:
     return kind.delta(params, m.site).onto(x.unflatten(0, shape), y.unflatten(0, shape), m.site).flatten(0, 1)
 
 
+def _sorted(m: Any, kind: ParameterComposition, p: Plan, f: Any, x: Tensor) -> Tensor | None:
+    """The same by rows sorted by module; f(x) is sorted only if an update reads it."""
+    deltas = []
+    for group in p.groups:
+        params = m.stacked(group.ids)
+        if next(iter(params.values())).dtype != x.dtype:
+            return None
+        deltas.append(kind.delta(params, m.site))
+    y = f(x) if f is not None else torch.zeros_like(x)
+    rows = x if p.order is None else x.index_select(0, p.order)
+    outputs = y
+    if p.order is not None and any(delta.reads_output for delta in deltas):
+        outputs = y.index_select(0, p.order)
+    outs = []
+    for group, delta in zip(p.groups, deltas, strict=True):
+        ids, each, part = len(group.ids), group.each, slice(group.start, group.stop)
+        own, theirs = rows[part].view(ids, each, *x.shape[1:]), outputs[part].view(ids, each, *y.shape[1:])
+        outs.append(delta.apply(own, theirs, m.site).flatten(0, 1))
+    change = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return y + (change if p.back is None else change.index_select(0, p.back[:, 0]))
+
+
 A_GROUP = 100_000  # what one more product costs, in numbers that could be moved meanwhile
 
 
 def _by_example(m: Any, p: Plan, x: Tensor) -> bool:
     """Whether repeating the parameters for each row moves fewer numbers than sorting x, and the update back."""
-    size = sum(tensor.numel() for tensor in m.parts[p.groups[0].ids[0]].tensors().values())
+    size = m.parts[p.groups[0].ids[0]].size
     active = sum(len(group.ids) for group in p.groups if not m.sliced(group.ids))
     moved = x.numel() * (1 + 2 * m.site.outputs / m.site.inputs)
-    return len(x) * size < active * size + moved + A_GROUP * len(p.groups)
+    return x.shape[0] * size < active * size + moved + A_GROUP * len(p.groups)
 
 
 def _alone(m: Any, ids: Sequence[int], f: Any, x: Tensor, c: Context) -> Tensor:
@@ -120,7 +142,7 @@ def _replace(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     if p.back is not None:
         take = p.back[:, 0]
         done = sum(len(group.ids) * group.each for group in p.groups)  # beyond it stands y, row by row
-        out = out[torch.where(take >= done, take + torch.arange(len(take), device=take.device), take)]
+        out = out.index_select(0, torch.where(take >= done, take + torch.arange(len(take), device=take.device), take))
     return out.unflatten(0, x.shape[:flat]) if flat > 1 else out
 
 
@@ -204,7 +226,7 @@ def _back(m: Any, outs: Sequence[Tensor], p: Plan, rows: Tensor, routing: Routin
         return outs[0].unflatten(0, x.shape[:flat]) if flat == 2 else outs[0]
     change = torch.cat([*outs, outs[0].new_zeros(1, *outs[0].shape[1:])]) if p.idle or len(outs) > 1 else outs[0]
     if p.back is not None and p.slots == 1:
-        change = change[p.back[:, 0]]
+        change = change.index_select(0, p.back[:, 0])
     elif p.back is not None:
         change = change[p.back]  # (rows, k, …)
     elif len(change) > len(rows):
@@ -221,8 +243,8 @@ def _groups(
     m: Any, p: Plan, f: Any, x: Tensor, y: Any, c: Context, tokens: int, full: bool = False, entering: bool = False
 ) -> Iterator[Tensor]:
     """The changes, or with `full` the outputs, of each group in the plan's order, flat in rows."""
-    sorted_x = x if p.order is None else x[p.order]
-    sorted_y: Any = y if p.order is None or y is None else y[p.order]
+    sorted_x = x if p.order is None else x.index_select(0, p.order)
+    sorted_y: Any = y if p.order is None or y is None else y.index_select(0, p.order)
     for group in _apart(m, p.groups):
         kind = m.parts[group.ids[0]].kind
         if kind.enters != entering:
