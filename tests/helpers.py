@@ -7,7 +7,8 @@ A new kind is one row of KINDS:
 an id, a factory of the kind (equal kinds group), and the names of the SITES it fits. What a kind claims (`neutral`,
 `batched`, `enters`, `tokenwise`, `tied`) it says itself. Flags say what a law can't know: `folds`, that its delta can
 be materialised at every site of the row but norm and block; `labels`, the keywords that every call of it needs, each
-made from the number of rows; `generated`, that its parameters are generated an example.
+made from the number of rows; `generated`, that its parameters are generated an example; `learns`, that something in it
+does; `draws`, that it draws noise in training, so that its numbers are compared in evaluation.
 """
 
 from collections.abc import Callable, Mapping
@@ -98,6 +99,13 @@ class Case:
     labels: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
     folds: bool = False
     generated: bool = False
+    learns: bool = True
+    draws: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether what it does in training follows from its rows, each for itself: the mode in which laws compare."""
+        return not (self.draws or self.make().tied)
 
     def __str__(self) -> str:
         return self.id
@@ -154,6 +162,7 @@ KINDS: list[Case] = [
         folds=True,
     ),
     Case("masked-gumbel", lambda: mb.Masked("gumbel", start=0.1, noise=False), LINEAR + CONVOLUTION, folds=True),
+    Case("sub-network", lambda: mb.SubNetwork(density=0.6), LINEAR + CONVOLUTION + EMBEDDING, folds=True, learns=False),
     Case(
         "diff-pruning",
         lambda: mb.DiffPruning(structured=True, start=1.5, noise=False),
@@ -221,6 +230,14 @@ KINDS: list[Case] = [
         LINEAR + BLOCK,
         labels=LANGUAGE,
         generated=True,
+    ),
+    Case(
+        "hyper-latent",
+        lambda: mb.Hyper(mb.LoRA(2), "language", ("en", "de", "sw"), size=4, kl=0.1),
+        LINEAR + EMBEDDING,
+        labels=LANGUAGE,
+        generated=True,
+        draws=True,
     ),
     Case("grid", lambda: mb.Grid(2, 4), LINEAR, folds=True),
     Case("hyper-grid", lambda: mb.Hyper(mb.Grid(3, 2), where=("input",), only=("row",)), LINEAR, generated=True),

@@ -1,5 +1,6 @@
 """Every kind alone: what it makes, that it starts where it says, that a group of it equals a loop, and its equation."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import modbay as mb
+import tiny
 from helpers import KINDS, SITES, Case, cases, context, fresh, function, ids, site_of, trained
 from modbay.core._engine import apply
 
@@ -90,6 +92,8 @@ def test_a_group_equals_a_loop_forward_and_gradients(case: Case, place: str):
     assert_close(grouped, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
     learned = [t for p in several for t in p.values() if t.requires_grad] + [x] * x.is_floating_point()
+    if not learned:
+        return
     out = torch.randn_like(grouped)
     ours = torch.autograd.grad(grouped, learned, out, allow_unused=True, retain_graph=True)
     theirs = torch.autograd.grad(torch.stack(alone), learned, out, allow_unused=True)
@@ -97,6 +101,68 @@ def test_a_group_equals_a_loop_forward_and_gradients(case: Case, place: str):
         assert (a is None) == (b is None)
         if a is not None:
             assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("learned", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@EVERY
+def test_a_base_in_bfloat16(case: Case, place: str, learned: torch.dtype):
+    """Modules of either dtype run and learn on it, near what the same weights give in float32."""
+    base = SITES[place].make().requires_grad_(False).bfloat16()
+    narrow = mb.Modular(base, {name: case.make() for name in "abc"}, mb.Uniform(), mb.WeightedSum()).train(case.trains)
+    for parameter in narrow.parts.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    narrow.parts.to(learned)
+    wide, x = copy.deepcopy(narrow).float(), SITES[place].example(4)
+    x = x.bfloat16() if x.is_floating_point() else x
+    for host in ((1,), (1,), (1,), (1,)), ((0,), (2,), (0,), (1,)):
+        routing, given = mb.Routing(index=torch.tensor(host), host=host), context(case, 4).labels
+        ours = narrow(x, routing=routing, **given)
+        theirs = wide(x.float() if x.is_floating_point() else x, routing=routing, **given)
+        assert ours.dtype == torch.bfloat16
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+        if case.learns:
+            down = torch.randn_like(theirs)
+            a = gradient(ours, narrow, down.bfloat16())
+            b = gradient(theirs, wide, down)
+            assert (
+                a.isfinite().all() and b.any() and (a - b).norm() < 0.2 * b.norm()
+            )  # a relu may fall to the other side
+    assert all(p.dtype == learned and (p.grad is None or p.grad.dtype == learned) for p in narrow.parts.parameters())
+
+
+def gradient(out: torch.Tensor, model: nn.Module, down: torch.Tensor) -> torch.Tensor:
+    """All that arrives at what learns, in one vector."""
+    model.zero_grad()
+    out.backward(down)
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten().float()
+                      for p in model.parameters() if p.requires_grad])  # fmt: skip
+
+
+@pytest.mark.parametrize("learned", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        mb.Prompt(3),
+        mb.EncodedPrompt(3, hidden=6),
+        mb.EncodedPrompt(3, "mlp", hidden=6),
+        mb.Prefix(3),
+        mb.Prefix(3, bottleneck=6),
+        mb.Hyper(mb.Prefix(2)),
+    ],
+    ids=["prompt", "lstm", "mlp", "prefix", "prefix-bottleneck", "hyper-prefix"],
+)
+def test_what_is_put_in_front_on_a_base_in_bfloat16(kind: mb.Kind, learned: torch.dtype):
+    narrow, ids = tiny.llama().to(torch.bfloat16).eval(), tiny.tokens(4)
+    bay = mb.attach(narrow, modules={"a": kind, "b": kind}, name="task")
+    for parameter in bay.parameters():
+        parameter.data = parameter.data.to(learned) + 0.3 * torch.randn_like(parameter, dtype=learned)
+    wide, task = copy.deepcopy(narrow).float(), ["a", None, "b", "a"]
+    ours, theirs = narrow(ids, task=task).logits, wide(ids, task=task).logits
+    assert ours.dtype == torch.bfloat16 and (ours - theirs).norm() < 0.02 * theirs.norm()
+    down = torch.randn_like(theirs)
+    a, b = gradient(ours, narrow, down.bfloat16()), gradient(theirs, wide, down)
+    assert a.isfinite().all() and b.any() and (a - b).norm() < 0.1 * b.norm()
+    assert all(parameter.grad.dtype == learned for parameter in bay.parameters())
 
 
 # The equations, written by hand
@@ -337,7 +403,7 @@ def test_the_features_of_a_batch_norm_are_its_channels():
 
 @pytest.mark.parametrize("case", [case for case in KINDS if case.generated], ids=ids)
 def test_a_hypernetwork_compiles_whole(case: Case):
-    layer = mb.Modular(site_of("linear")[0], {"a": case.make()}, mb.Uniform(), mb.WeightedSum())
+    layer = mb.Modular(site_of("linear")[0], {"a": case.make()}, mb.Uniform(), mb.WeightedSum()).train(case.trains)
     for parameter in layer.parts.parameters():
         nn.init.normal_(parameter, std=0.3)
     x, labels = torch.randn(3, 2, 8), torch.tensor([0, -1, 2])

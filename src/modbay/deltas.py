@@ -28,6 +28,7 @@ def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
         return F.embedding(x, weight)
     if site.form == "convolution":
         m: Any = site.module
+        weight = weight.to(x.dtype)  # autocast does not reach into vmap
         return CONVOLUTIONS[weight.ndim - 3](x, weight, None, m.stride, m.padding, m.dilation, m.groups)
     raise CompositionError(
         f"site {site.name!r} ({type(site.module).__name__}) has no weight that a parameter composition could change: "

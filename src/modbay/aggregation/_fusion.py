@@ -90,9 +90,10 @@ class AdapterFusion(Aggregator):
 
     def _attend(self, y: Tensor, changes: Tensor, there: Tensor) -> Tensor:
         """y and out (…, d); changes (k, …, d); there (k,), (b, k) or (b, t, k)."""
-        changes = changes.movedim(0, -2)  # (…, k, d)
+        own = self.value.weight.dtype  # perhaps not that of a base in bfloat16
+        changes = changes.movedim(0, -2).to(own)  # (…, k, d)
         there = there.view(*there.shape[:-1], *[1] * (y.ndim - there.ndim), there.shape[-1]).to(y.device)
-        scores = (self.key(changes) @ self.query(y).unsqueeze(-1)).squeeze(-1)  # (…, k)
+        scores = (self.key(changes) @ self.query(y.to(own)).unsqueeze(-1)).squeeze(-1)  # (…, k)
         scores = nn.functional.dropout(scores, self.dropout, self.training)
         shares = torch.softmax(scores.masked_fill(~there, torch.finfo(scores.dtype).min), -1) * there
-        return y + (shares.to(y.dtype).unsqueeze(-2) @ self.value(changes)).squeeze(-2)
+        return y + (shares.to(own).unsqueeze(-2) @ self.value(changes)).squeeze(-2).to(y.dtype)

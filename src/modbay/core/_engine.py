@@ -64,12 +64,13 @@ def apply(kind: Kind, params: Params, f: Any, x: Tensor, y: Any, c: Context, sit
     """`difference`, in the dtype of the parameters, for one module or for a group: params (g, …), x and y (g, m, …)."""
     if isinstance(kind, Generator):
         return generated(kind, params, f, x, y, c, site, grouped)
-    dtype = x.dtype
+    like = x if x.is_floating_point() else _embedded(y, site)  # at an embedding x is ids
+    dtype = x.dtype if like is None else like.dtype
     first = next(iter(params.values()), x)
-    casts = first.dtype != dtype and _casts(params, x)
+    casts = like is not None and first.dtype != dtype and _casts(params, like)
     if casts:
         learned = next(p.dtype for p in params.values() if p.is_floating_point())
-        x, y = x.to(learned), y if y is None else y.to(learned)
+        x, y = x.to(learned) if like is x else x, y if y is None else y.to(learned)
     if not grouped or kind.batched:
         out = difference(kind, params, f, x, y, c, site)
     elif isinstance(kind, ParameterComposition):
@@ -88,10 +89,15 @@ def updated(kind: ParameterComposition, params: Params, x: Tensor, y: Tensor, ou
     return out + apply(kind, params, None, x, y, c, site, False)
 
 
-def _casts(params: Params, x: Tensor) -> bool:
-    """Whether x must be cast to the dtype of the parameters."""
-    learned = next((p.dtype for p in params.values() if p.is_floating_point()), x.dtype)
-    return learned != x.dtype and x.is_floating_point() and not autocasts(x)
+def _embedded(y: Tensor | None, site: Site) -> Tensor | None:
+    """What has the dtype of f(x) where x is of integers: f(x) itself, or the table of an embedding that was not run."""
+    return y if y is not None or site.form != "embedding" else site.weight
+
+
+def _casts(params: Params, like: Tensor) -> bool:
+    """Whether what comes in this dtype must be cast to that of the parameters."""
+    learned = next((p.dtype for p in params.values() if p.is_floating_point()), like.dtype)
+    return learned != like.dtype and like.is_floating_point() and not autocasts(like)
 
 
 def _one(kind: Kind, f: Any, c: Context, site: Site, params: Params, x: Tensor, y: Any) -> Tensor:

@@ -70,7 +70,8 @@ class DeepPrompt(Replacement):
         front = prompt.unsqueeze(-3).expand(*x.shape[:-2], *prompt.shape[-2:])
         longer = torch.cat([x[..., :first, :], front, x[..., first:, :]], -2)
         several = longer.ndim - 3  # leading group axes: 0 or 1
-        y = f(longer.flatten(0, several)).unflatten(0, longer.shape[: several + 1])
+        ours = longer.flatten(0, several).to(f.x.dtype)  # type: ignore[attr-defined]  (of a base in bfloat16)
+        y = f(ours).unflatten(0, longer.shape[: several + 1])
         return torch.cat([y[..., :first, :], y[..., first + self.length :, :]], -2)
 
 

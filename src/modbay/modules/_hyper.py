@@ -194,7 +194,7 @@ class Hyper(Generator):
         """h (b, d), or (1, d) where one holds for all; zero where a label is None."""
         like = next(t for t in params.values() if t.is_floating_point())
         each = [told(params, label, c, like, self.neutral) for label in self.told]  # type: ignore[attr-defined]
-        places = [pooled(x, c) if what == "input" else params[what].unsqueeze(0) for what in self.where]
+        places = [pooled(x, c).to(like.dtype) if what == "input" else params[what].unsqueeze(0) for what in self.where]
         h = joined(params, [code for code, _ in each] + places)
         for _, known in each:
             h = h * known.unsqueeze(-1)

@@ -44,16 +44,24 @@ def hard_concrete(
     high: float = 1.1,
     temperature: float = 2 / 3,
 ) -> Float[Tensor, "*shape"]:
-    """z = min(1, max(0, s (high − low) + low)), s = σ((α + noise)/β); without noise s = σ(α). Often exactly 0 or 1."""
-    s = torch.sigmoid(logits if noise is None else (logits + noise) / temperature)
-    return (s * (high - low) + low).clamp(0, 1)
+    """z = min(1, max(0, s (high − low) + low)), s = σ((α + noise)/β); without noise s = σ(α). Often exactly 0 or 1.
+
+    Computed in float32 or wider: bfloat16 has not enough digits of an s near 1 for its gradient s (1 − s).
+    """
+    wide = _wide(logits)
+    s = torch.sigmoid(wide if noise is None else (wide + noise) / temperature)
+    return (s * (high - low) + low).clamp(0, 1).to(logits.dtype)
 
 
 def open_probability(
     logits: Float[Tensor, "*shape"], low: float = -0.1, high: float = 1.1, temperature: float = 2 / 3
 ) -> Float[Tensor, "*shape"]:
-    """P(z > 0) of a hard concrete z, σ(α − β log(−low/high)): the expected L0 norm is the sum of it."""
-    return torch.sigmoid(logits - temperature * math.log(-low / high))
+    """P(z > 0) of a hard concrete z, σ(α − β log(−low/high)), in float32 at least: its sum is the expected L0 norm."""
+    return torch.sigmoid(_wide(logits) - temperature * math.log(-low / high))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cubic(step: int, steps: int, last: float, first: float = 1.0, begin: int = 0, end: int = 0) -> float:
