@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and scipy, intervals against known ones, spans against cases made by hand."""
 
+import itertools
 import math
 import time
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import modbay as mb
+from modbay import metrics
 
 pytest.importorskip("sklearn")
 from scipy import stats
@@ -393,3 +395,103 @@ def test_use_and_collapse():
     (said,) = collapse(["a", "b"], similarity={"of": "deltas", "cosine": [[1, 0.999], [0.999, 1]]})
     assert "nearly the same" in said
     assert collapse(["a", "b"], [[1.0, 0.0], [0.0, 1.0]]) == []
+
+
+# Tables of routing
+
+
+def permuted(n, seed=0):
+    """A table in which each value has a module of its own."""
+    return np.eye(n)[np.random.default_rng(seed).permutation(n)]
+
+
+def test_uniform_routing_has_no_information():
+    w = np.ones((4, 4)) * 3
+    assert metrics.collapse_average(w) == pytest.approx(0) and metrics.collapse_worst(w) == pytest.approx(0)
+    assert metrics.mutual_information(w) == pytest.approx(0) and metrics.inverse_mutual_information(w) == 1
+    assert metrics.alignment(w) == pytest.approx(3 / 4)
+    assert metrics.selection_entropies(w) == pytest.approx((math.log(4), math.log(4)))
+    assert metrics.gini(w) == pytest.approx(0) and metrics.utilisation(w) == 1
+    assert metrics.specialise_reuse(w)[0] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_module_for_each_value(seed):
+    w = 7 * permuted(5, seed)
+    assert metrics.collapse_average(w) == metrics.collapse_worst(w) == pytest.approx(0)
+    assert metrics.mutual_information(w) == pytest.approx(math.log(5))
+    assert metrics.inverse_mutual_information(w) == pytest.approx(0)
+    assert metrics.alignment(w) == pytest.approx(0) and metrics.matching(w) == list(w.argmax(1))
+    assert metrics.adaptation(w) == pytest.approx(0)
+    assert metrics.selection_entropies(w) == pytest.approx((0, math.log(5)))
+    assert metrics.specialise_reuse(w)[0] == 1 and math.isnan(metrics.specialise_reuse(w)[1])
+
+
+def test_one_module_for_all():
+    w = np.eye(4)[[2, 2, 2, 2]]
+    assert metrics.collapse_average(w) == pytest.approx(1) and metrics.collapse_worst(w) == 1
+    assert metrics.mutual_information(w) == pytest.approx(0)
+    assert metrics.selection_entropies(w) == pytest.approx((0, 0))
+    assert metrics.gini(w) == pytest.approx(3 / 4) and metrics.utilisation(w) == pytest.approx(1 / 4)
+
+
+def test_figures_are_those_of_the_authors_code():
+    """Written out as Mittal's scripts have them: R rules and as many modules."""
+    r = 6
+    w = np.random.default_rng(0).dirichlet(np.ones(r) / 2, r)
+    p = w / r
+    m = p.sum(0)
+    assert metrics.joint(5 * w) == pytest.approx(p)
+    assert metrics.collapse_average(w) == pytest.approx(r * np.maximum(1 / r - m, 0).sum() / (r - 1))
+    assert metrics.collapse_worst(w) == pytest.approx(1 - r * m.min())
+    mutual = (p * np.log(p / (m[None] * p.sum(1, keepdims=True)))).sum()
+    assert metrics.mutual_information(w) == pytest.approx(mutual)
+    assert metrics.inverse_mutual_information(w) == pytest.approx((math.log(r) - mutual) / math.log(r))
+    best = min(itertools.permutations(range(r)), key=lambda s: np.abs(np.eye(r)[list(s)] - r * p).sum())
+    assert metrics.alignment(w) == pytest.approx(np.abs(np.eye(r)[list(best)] - r * p).sum() / (2 * r))
+    assert metrics.matching(w) == list(best)
+
+
+def test_values_count_alike_however_many_examples_they_have():
+    w = permuted(3) * np.array([[1], [10], [1000]])
+    assert metrics.collapse_average(w) == pytest.approx(0) and metrics.mutual_information(w) == pytest.approx(np.log(3))
+    assert metrics.mutual_information([[0, 0], [1, 0], [0, 2]]) == pytest.approx(math.log(2))  # a value without a route
+
+
+def test_more_values_than_modules_and_fewer():
+    two = np.eye(2)[[0, 1, 0, 1]]
+    assert metrics.alignment(two) == pytest.approx(0) and metrics.inverse_mutual_information(two) == pytest.approx(0)
+    few = np.eye(4)[[3, 1]]
+    assert metrics.alignment(few) == pytest.approx(0) and metrics.inverse_mutual_information(few) == pytest.approx(0)
+    assert metrics.alignment(np.eye(2)[[0, 0, 0, 0]]) == pytest.approx(1 / 2)  # a module takes two of four
+
+
+def test_adaptation_of_two_values_has_a_closed_form():
+    """p = (a, 1 − a) with a uniform: E |a − 1/2| = 1/4 from half and half."""
+    assert metrics.adaptation(np.ones((2, 2)), draws=200_000) == pytest.approx(1 / 4, abs=2e-3)
+    assert metrics.adaptation(np.eye(2)[[0, 0]], draws=200_000) == pytest.approx(1 / 4, abs=2e-3)  # E (1 − max p)
+    assert metrics.adaptation(np.ones((3, 2))) == metrics.adaptation(np.ones((3, 2)))
+
+
+def test_selection_entropies_of_rows():
+    w = [[1, 0], [0.5, 0.5], [0, 0]]
+    assert metrics.selection_entropies(w) == pytest.approx((math.log(2) / 2, stats.entropy([0.75, 0.25])))
+
+
+def test_overlap_of_masks():
+    a, b = torch.tensor([1, 1, 1, 0, 0]).bool(), torch.tensor([0, 1, 1, 1, 0]).bool()
+    assert metrics.overlap(a, b) == pytest.approx((2 / 4, 2 / 3))
+    assert metrics.overlap(a, a) == (1, 1) and metrics.overlap(a, ~a) == (0, 0)
+    masks = torch.stack([a, a, ~a])
+    assert metrics.specialise_reuse(masks, ["add", "add", "multiply"]) == (1, 1)
+    assert metrics.specialise_reuse(masks, ["add", "multiply", "add"]) == (1 - (1 + 0) / 2, 0)
+
+
+def test_transfer_and_interference():
+    assert metrics.transfer([[0.9, 0.5], [0.7, 0.8]], [0.8, 0.8]) == pytest.approx(np.array([[0.1, -0.3], [-0.1, 0]]))
+    stages = [[0.9, 0.1, 0.1], [0.7, 0.8, 0.2], [0.8, 0.5, 0.9]]
+    found = metrics.interference(stages)
+    assert np.isnan(found[np.triu_indices(3)]).all()
+    assert found[np.tril_indices(3, -1)] == pytest.approx([-0.2, 0.1, -0.3])
+    backward = ((0.8 - 0.9) + (0.5 - 0.8)) / 2
+    assert np.nansum(found) / 2 == pytest.approx(backward)

@@ -1,7 +1,7 @@
 """attach, and the handle that it returns: a bay of modules in a network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .aggregation import WeightedSum
 from .core import BayState, Inventory, Modular, Session, as_kind, pack, refuse_packed, unpack
 from .errors import BayError, CompositionError, LabelError, listed
 from .fold import fold, unfold
+from .recording import Recording, record
 from .routing import ByLabel
 from .seams import Fitting, Pairs, Place, Seat, Spec, free, pairs_of, places, union, unswap
 from .types import Labels
@@ -359,6 +360,21 @@ class Bay:
     def routing(self) -> Routing | None:
         """The route of the last call, if it is one for all sites."""
         return None if self.session.last is None else self.session.last.routes.get(self.state.name)
+
+    def record(
+        self, *, when: str = "always", tokens: int = 0, values: Mapping[str, Sequence[str]] | None = None
+    ) -> AbstractContextManager[Recording]:
+        """Record the routers' choices in a with-block, in training and serving, by site, label and time:
+
+            with bay.record() as recording:
+                model(**batch, task=["ner", "pos"])
+            print(*recording.alarms(), sep="\\n")
+
+        when: "training" or "evaluation" leaves the other's calls out. tokens: how many positions are sampled, to see
+        which tokens went where. values: what the indices of labels mean that are tensors, and that no router reads.
+        """
+        several = self.modulars
+        return record(self.state.name, self.names, self.state.router, several, when=when, tokens=tokens, values=values)
 
     def in_state_dict(self, shown: bool = True) -> "Bay":
         """Show the modules in the model's state dict (for foreign checkpoints), or hide them, as at first."""

@@ -1,5 +1,25 @@
 """Metrics: what test records say, with intervals; and what modules, and their routing, look like."""
 
+from ..recording import Recording as Recording
+from ..recording import Table as Table
+from ..recording import adaptation as adaptation
+from ..recording import alignment as alignment
+from ..recording import collapse_average as collapse_average
+from ..recording import collapse_worst as collapse_worst
+from ..recording import effective_modules as effective_modules
+from ..recording import entropy as entropy
+from ..recording import gini as gini
+from ..recording import interference as interference
+from ..recording import inverse_mutual_information as inverse_mutual_information
+from ..recording import joint as joint
+from ..recording import matching as matching
+from ..recording import mutual_information as mutual_information
+from ..recording import overlap as overlap
+from ..recording import selection_entropies as selection_entropies
+from ..recording import specialise_reuse as specialise_reuse
+from ..recording import transfer as transfer
+from ..recording import use as use
+from ..recording import utilisation as utilisation
 from ._modules import norms as norms
 from ._modules import parameters as parameters
 from ._modules import similarity as similarity
@@ -12,11 +32,8 @@ from ._records import records as records
 from ._records import write_records as write_records
 from ._routing import Recorder as Recorder
 from ._routing import collapse as collapse
-from ._routing import effective_modules as effective_modules
-from ._routing import entropy as entropy
 from ._routing import recorded as recorded
 from ._routing import routes as routes
-from ._routing import use as use
 from ._saved import saved as saved
 from ._several import Gap as Gap
 from ._several import Standing as Standing

@@ -5,7 +5,7 @@ The effective number exp H: Hill, "Diversity and Evenness", 1973; Jost, "Entropy
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..abstract import Context, Router, Routing
 from ..attach import Bay, bays
-from ..errors import CompositionError, LabelError
+from ..errors import CompositionError
+from ..recording import LITTLE, Recording, use
+from ..types import Labels
 
-LITTLE = 10  # a module with less than 1 / (LITTLE n) of the use is out of use
 ALIKE = 0.99  # a cosine above which two modules are one
 
 
@@ -65,71 +66,34 @@ def rows_of(
 
 
 class Recorder:
-    """The mean weights of the routes of calls, by label value. `label` says the labels of the calls that follow."""
+    """The recordings of all bays of a model: what `bay.record()` gives for one. `label` says labels of the calls that
+    follow."""
 
-    def __init__(self, model: nn.Module):
-        self.bays = bays(model)
-        self.labels: dict[str, Sequence[str | None]] = {}
-        self.sums: dict[tuple[str, str, str], dict[str, tuple[Tensor, Tensor]]] = {}
+    def __init__(self, recordings: Mapping[str, Recording]):
+        self.bays = dict(recordings)
 
-    def label(self, **labels: Sequence[str | None]) -> "Recorder":
-        """The labels of the next calls, a list with one an example, beside those that the model is called with."""
-        self.labels = labels
+    def label(self, **labels: Labels) -> "Recorder":
+        """Labels of the next calls, a list with one an example, beside those that the model is called with."""
+        for recording in self.bays.values():
+            recording.label(**labels)
         return self
-
-    def keep(self, bay: Bay, site: str, router: Router, c: Context, routing: Routing) -> None:
-        """Add a call's routes, outside training."""
-        if router.training or c.recomputing():
-            return
-        several = {site: routing} if routing.sites is None else {name: routing.at(name) for name in routing.sites}
-        said = {k: v for k, v in {**c.labels, **self.labels}.items() if isinstance(v, (list, tuple))}
-        for where, route in several.items():
-            weights = _by_example(route.dense(len(bay.names())).detach().float(), c.mask)
-            self._add((bay.state.name, where, ""), "all", weights.mean(0), len(weights))
-            for label, values in said.items():
-                self._add_values((bay.state.name, where, label), weights, values)
-
-    def _add_values(self, key: tuple[str, str, str], weights: Tensor, values: Sequence[str | None]) -> None:
-        if len(weights) not in (1, len(values)):
-            raise LabelError(f"{key[2]}={len(values)} labels for the routes of {len(weights)} examples.")
-        weights = weights.expand(len(values), -1)
-        places: dict[str, list[int]] = {}
-        for i, value in enumerate(values):
-            if value is not None:
-                places.setdefault(value, []).append(i)
-        for value, some in places.items():
-            self._add(key, value, weights[torch.tensor(some, device=weights.device)].mean(0), len(some))
-
-    def _add(self, key: tuple[str, str, str], value: str, mean: Tensor, n: int) -> None:
-        by_value = self.sums.setdefault(key, {})
-        total, count = by_value.get(value, (torch.zeros_like(mean), torch.zeros((), device=mean.device)))
-        by_value[value] = total + n * mean, count + n
 
     def rows(self) -> list[dict[str, Any]]:
         """What was recorded, as `routes` has it; the label "" is of all examples."""
-        out = []
-        for (bay, site, label), by_value in self.sums.items():
-            values = sorted(by_value)
-            weights = [(by_value[value][0] / by_value[value][1]).tolist() for value in values]
-            row = {"bay": bay, "site": site, "label": label, "values": values, "modules": self.bays[bay].names()}
-            out.append({**row, "weights": weights})
-        return out
+        return [row for recording in self.bays.values() for row in recording.rows()]
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every figure of every site and label."""
+        return [row for recording in self.bays.values() for row in recording.metrics()]
 
-def _by_example(weights: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights (n,), (b, n) or (b, t, n) as (b, n), means over the tokens that are not padding."""
-    if weights.ndim < 3:
-        return weights.reshape(-1, weights.shape[-1])
-    weights = weights.flatten(1, -2)
-    if mask is None or mask.shape[0] != len(weights) or mask.shape[1] < weights.shape[1]:
-        return weights.mean(1)
-    real = mask[:, -weights.shape[1] :].to(weights).unsqueeze(-1)
-    return (weights * real).sum(1) / real.sum(1).clamp(min=1)
+    def alarms(self) -> list[str]:
+        """What looks wrong, in sentences."""
+        return [said for recording in self.bays.values() for said in recording.alarms()]
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[Recorder]:
-    """Record the routes of all calls in the block that are made outside training.
+def recorded(model: nn.Module, *, when: str = "evaluation", tokens: int = 0) -> Iterator[Recorder]:
+    """Record the routes of all calls in the block, of all bays; by default of those that are made outside training.
 
     with recorded(model) as recorder:
         for batch, language in batches:
@@ -137,45 +101,9 @@ def recorded(model: nn.Module) -> Iterator[Recorder]:
             model(**batch)
     rows = recorder.rows()
     """
-    recorder = Recorder(model)
-    handles = []
-    try:
-        for bay in recorder.bays.values():
-            for site, router in [("", bay.state.router), *[(name, m.router) for name, m in bay.modulars.items()]]:
-                if router is not None:
-                    handles.append(router.register_forward_hook(_hook(recorder, bay, site)))
-        yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(recorder: Recorder, bay: Bay, site: str):
-    def hook(router: Any, args: tuple, routing: Any) -> None:
-        recorder.keep(bay, site, router, args[1], routing)
-
-    return hook
-
-
-# Pure functions of weights (…, n)
-
-
-def use(weights: Any) -> np.ndarray:
-    """The share of each module (n,) in weights (…, n): their sums over rows, as parts of one."""
-    w = np.asarray(weights.detach().float().cpu() if isinstance(weights, Tensor) else weights, dtype=float)
-    total = w.reshape(-1, w.shape[-1]).sum(0)
-    return total / total.sum() if total.sum() > 0 else np.zeros_like(total)
-
-
-def entropy(shares: Any) -> float:
-    """H = −Σ p log p, in nats, of shares (n,)."""
-    p = np.asarray(shares, dtype=float)
-    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
-
-
-def effective_modules(shares: Any) -> float:
-    """exp H: n if all n modules are used alike, 1 if only one is."""
-    return float(np.exp(entropy(shares)))
+    with ExitStack() as stack:
+        found = {name: stack.enter_context(bay.record(when=when, tokens=tokens)) for name, bay in bays(model).items()}
+        yield Recorder(found)
 
 
 def collapse(
