@@ -1,7 +1,8 @@
 """Masks: which entries of a tensor count, told from scores, and learned through the scores.
 
 Straight-through: Bengio, Léonard and Courville, 2013 (arXiv 1308.3432). Hard concrete: Louizos, Welling and Kingma,
-2018 (arXiv 1712.01312). Cubic schedule: Zhu and Gupta, 2017 (arXiv 1710.01878).
+2018 (arXiv 1712.01312). Cubic schedule: Zhu and Gupta, 2017 (arXiv 1710.01878). Smooth step: Hazimeh, Ponomareva, Mol,
+Tan and Mazumder, 2020 (arXiv 2002.07772).
 """
 
 import math
@@ -62,6 +63,12 @@ def open_probability(
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def smooth_step(x: Float[Tensor, "*shape"], gamma: float = 1.0) -> Float[Tensor, "*shape"]:
+    """S(x) = −2 (x/γ)³ + 3/2 (x/γ) + ½ for |x| ≤ γ/2, 0 below and 1 above: a sigmoid that gets there."""
+    x = (x / gamma).clamp(-0.5, 0.5)
+    return -2 * x**3 + 1.5 * x + 0.5
 
 
 def cubic(step: int, steps: int, last: float, first: float = 1.0, begin: int = 0, end: int = 0) -> float:

@@ -1,8 +1,11 @@
 """The routing functions, one file each (survey section 3 of the digest, 4 of the paper)."""
 
+from ._balanced import Balanced as Balanced
 from ._bm25 import BM25 as BM25
 from ._by_label import ByLabel as ByLabel
+from ._d_select import DSelect as DSelect
 from ._drop import Drop as Drop
+from ._expert_choice import ExpertChoice as ExpertChoice
 from ._fixed import Fixed as Fixed
 from ._gate import Gate as Gate
 from ._skills import Skills as Skills
