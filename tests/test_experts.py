@@ -362,6 +362,7 @@ def test_the_bias_moves_to_who_has_less_and_weighs_nothing():
     assert_close(routing.weights, p.gather(-1, routing.index))  # by p alone
     steps = router.steps.clone()
     router.eval()(x, context())
+    router.requires_grad_(False).train()(x, context())  # frozen is frozen
     assert torch.equal(router.steps, steps)
     router.build(("d", "new", "a"), SITE)
     assert router.steps.tolist() == [steps[3], round(float(steps.float().mean())), steps[0]]

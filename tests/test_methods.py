@@ -181,7 +181,7 @@ WRONG = {
     "list": ([{**OK, "modules": {"m": {"LoRA": [8]}}}], r"its arguments are a mapping, {rank: …}"),
     "lacks": ([{**OK, "router": "ByLabel"}], "ByLabel wants 'label', too"),
     "router": ([{**OK, "router": {"TopKk": {}}}], r"no router; did you mean 'TopK'\?"),
-    "router type": ([{**OK, "router": {"TopK": {"k": 1.5}}}], "a whole number is wanted, not a number"),
+    "router type": ([{**OK, "router": {"TopK": {"k": 1.5}}}], "a whole number or null is wanted, not a number"),
     "table": ([{**OK, "router": {"ByLabel": {"label": "x", "table": {"x": ["n"]}}}}], "the table names 'n'"),
     "per site": ([{**OK, "router": {"TopK": {}, "per_site": 1}}], "true or false is wanted"),
     "aggregator": ([{**OK, "aggregator": "Sum"}], "no aggregator; "),

@@ -203,6 +203,8 @@ LEARNED = {
     "fixed": (lambda: mb.Fixed([0.1, 0.2, 0.3], learned=True), "w", 0),
     "top-k": (lambda: mb.TopK(1, noise=True), "gate", 0),
     "noise": (lambda: mb.TopK(1, noise=True), "spread", 0),
+    "balanced": (mb.Balanced, "centroids", 0),
+    "expert-choice": (mb.ExpertChoice, "gate", 0),
     "skills": (lambda: mb.Skills("task", ["x", "y"]), "logits", 1),
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sinkhorn(
-    scores: Float[Tensor, "rows n"], mask: Bool[Tensor, "rows"] | None = None, iterations: int = 50
+    scores: Float[Tensor, "rows n"], mask: Bool[Tensor, "rows"] | None = None, iterations: int = 20
 ) -> Float[Tensor, "rows n"]:
     """P = diag(u) exp(scores) diag(v) whose rows sum to 1, and columns to rows/n: arg max ⟨P, scores⟩ + H(P).
 

@@ -63,7 +63,7 @@ class Balanced(Router):
         by: str = "token",
         gate: str | None = None,
         temperature: float = 1.0,
-        iterations: int = 50,
+        iterations: int = 20,
     ):
         super().__init__()
         self.way, self.by = way, _reading.by("Balanced", by)

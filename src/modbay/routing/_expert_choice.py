@@ -25,7 +25,7 @@ class ExpertChoice(Router):
     "example", so that an example's output does not depend on its batch. Padding is never chosen, nor counted.
 
     x: (b, t, d). Index and weights: (b, t, n), −1 where a module did not choose the token. The gate runs in fp32; W
-    (n, d) starts normal with deviation 0.02, as the authors' other routers. The choice has no gradient, the weight has.
+    (n, d) starts normal with deviation 0.02, as in the authors' code. The choice has no gradient, the weight has.
     A token is chosen in the light of those that follow: not for generation. Raises CompositionError for an input that
     has no tokens.
     """

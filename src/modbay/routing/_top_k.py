@@ -48,8 +48,8 @@ class TopK(Router):
 
     Losses that training adds, by their coefficients. balance: n Σ f_i P_i, f of all choices, or of the first alone
     unless second is "all"; by default 1e-2, or none under noise, a bias or k=None. importance, load: CV² of the weights
-    and of the chances to be chosen; by default 1e-2 under noise=True and 5e-3 under a number, else none. z: of the
-    logits (ST-MoE: 1e-3).
+    and of the chances to be chosen; by default 1e-2 under noise=True, as in the authors' code (their paper: 0.1), and
+    5e-3 under a number, else none. z: of the logits (ST-MoE: 1e-3).
 
     The gate runs in fp32; its weights (n, d) start as Switch's, normal with variance 0.1/d, cut at two deviations, or,
     under noise=True, at zero. Differs from the papers: one group of rows, the whole call; evaluation draws nothing and
@@ -202,7 +202,7 @@ class TopK(Router):
                 )
             steps = c.state.setdefault(key, steps.clone())
         index = (p.detach() + self.bias * steps.to(p.dtype)).topk(k, -1).indices
-        if self.training and not again:
+        if self.training and not again and self.gate.requires_grad:  # what is frozen stays
             move = balancing_bias(p.new_zeros(p.shape[-1]), index, 1.0, mask)
             self.steps.add_(move.long())
         return index
