@@ -358,6 +358,8 @@ AGGREGATORS: list[Part] = [
 
 TASKS = {"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)]}
 
+OWN = {"task": lambda rows: [("a", "b", None)[i % 3] for i in range(rows)]}
+
 TEXTS = {"a": "a cat sat", "b": "the dog sat", "d": "dog and cat"}
 QUERIES = {"query": lambda rows: [("a dog", "cat", None, "no match")[i % 4] for i in range(rows)]}
 
@@ -384,8 +386,18 @@ ROUTERS: list[Part] = [
     Part(
         "gate-of-a-label",
         lambda: mb.Gate("task"),
-        {"task": lambda rows: [("a", "b", None)[i % 3] for i in range(rows)]},
+        OWN,
     ),
     Part("skills", lambda: mb.Skills("task", ["x", "y"], mode="sigmoid"), TASKS),
     Part("skills-hard", lambda: mb.Skills("task", ["x", "y"], mode="straight-through"), TASKS),
+    Part("skills-linear", lambda: mb.Skills("task", ["x", "y"], mode="linear"), TASKS),
+    Part("by-weighed-label", lambda: mb.ByLabel("task", {"x": {"a": 0.3, "b": -1.2}, "y": ["b"]}), TASKS),
+    Part("soft-gate", mb.SoftGate),
+    Part("soft-gate-token", lambda: mb.SoftGate("task", ["x", "y"], of="both", by="token", k=2), TASKS),
+    Part("soft-gate-own", lambda: mb.SoftGate("task", ["x", "y"], table={"x": ["a", "b"], "y": ["b"]}), TASKS),
+    Part("soft-gate-of-a-label", lambda: mb.SoftGate("task", ["x", "y"], of="label", k=2), TASKS),
+    Part("tree", lambda: mb.Tree({"left": ["a", "b"], "right": {"up": ["c"], "down": ["d"]}})),
+    Part("arrow", mb.Prototypes),
+    Part("phatgoose", lambda: mb.Prototypes("phatgoose")),
+    Part("phatgoose-gates", lambda: mb.Prototypes("phatgoose", label="task"), OWN),
 ]

@@ -236,6 +236,8 @@ class Routing:
 
     Dense: weights (n,) for all, (b, n) an example, (b, t, n) a token. Sparse: index (…, k) into the modules, −1 for
     none, with weights (…, k), or None for ones. A whole path has a leading axis more, one entry for each of `sites`.
+    heads (…, h, n): weights of h equal parts of the modules' parameters, each part averaged by its own (multi-head
+    routing), of which `weights` is the mean.
     What learning needs travels along: log-probability and value (…), losses by name, and the router's state.
     """
 
@@ -246,6 +248,7 @@ class Routing:
     losses: dict[str, Tensor] = field(default_factory=dict)
     state: Any = None
     sites: tuple[str, ...] | None = None
+    heads: Tensor | None = None
     host: tuple[tuple[int, ...], ...] | None = None  # index as Python integers, where it was born on the host
     cache: dict = field(default_factory=dict, repr=False)  # plans, made once a routing
 
@@ -262,8 +265,8 @@ class Routing:
             return self
         if site not in self.cache:
             i = self.sites.index(site)
-            weights, index = (None if t is None else t[i] for t in (self.weights, self.index))
-            self.cache[site] = replace(self, weights=weights, index=index, sites=None, host=None, cache={})
+            weights, index, heads = (None if t is None else t[i] for t in (self.weights, self.index, self.heads))
+            self.cache[site] = replace(self, weights=weights, index=index, heads=heads, sites=None, host=None, cache={})
         return self.cache[site]
 
     def on(self, device: torch.device) -> "Routing":
@@ -272,19 +275,20 @@ class Routing:
             return self
         key = ("on", device)
         if key not in self.cache:
-            weights, index = (
-                None if t is None else t.to(device, non_blocking=True) for t in (self.weights, self.index)
+            weights, index, heads = (
+                None if t is None else t.to(device, non_blocking=True) for t in (self.weights, self.index, self.heads)
             )
-            self.cache[key] = replace(self, weights=weights, index=index, cache={})
+            self.cache[key] = replace(self, weights=weights, index=index, heads=heads, cache={})
         return self.cache[key]
 
     def repeated(self, k: int) -> "Routing":
         """The routing of examples, each repeated k times in a row (beams)."""
         if k == 1:
             return self
-        weights, index = (None if t is None else t.repeat_interleave(k, 0) for t in (self.weights, self.index))
+        several = (self.weights, self.index, self.heads)
+        weights, index, heads = (None if t is None else t.repeat_interleave(k, 0) for t in several)
         host = None if self.host is None else tuple(ids for ids in self.host for _ in range(k))
-        return replace(self, weights=weights, index=index, host=host, cache={})
+        return replace(self, weights=weights, index=index, heads=heads, host=host, cache={})
 
     @property
     def axes(self) -> int:
@@ -329,6 +333,7 @@ class Aggregator(nn.Module, ABC):
     """A: how the active modules become one output."""
 
     systems: ClassVar[tuple[System, ...]] = ()  # of the literature, that it is or can be
+    heads: ClassVar[bool] = False  # whether it takes weights of parts of the parameters
 
     def build(self, site: Site) -> None:
         """Make the parameters that depend on the site. Here: none."""

@@ -4,7 +4,7 @@ Ponti et al., "Polytropon", 2022 (arXiv 2202.13914); Muqeeth, Liu and Raffel, "S
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +18,13 @@ class ParameterAverage(Aggregator):
     """y = f_{Σ_i α_i φ_i}(x): one module whose parameters are the weighted sum of the active ones', an example if α is.
 
     of: "parameters", so that LoRA's A and B are averaged each (as Polytropon does); or "deltas", Σ_i α_i Δ_i of what
-    they do to f's parameters, BA as a whole. A row without any module is f(x).
+    they do to f's parameters, BA as a whole. A row without any module is f(x). A route with heads (mb.Skills) averages
+    each of h equal parts of a parameter by weights of its own, cut along its longest axis: A along the inputs, B along
+    the outputs.
     Raises CompositionError for modules of different kinds (of="parameters"), or that have no delta (of="deltas").
     """
+
+    heads: ClassVar[bool] = True
 
     def __init__(self, of: str = "parameters"):
         super().__init__()
@@ -52,6 +56,8 @@ class ParameterAverage(Aggregator):
 
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         if self.of == "deltas":
+            if routing.heads is not None:
+                raise CompositionError("ParameterAverage(of='deltas'): heads are parts of parameters; of='parameters'.")
             return modules.add(f, x, routing, c)  # deltas act on x as they add up: nothing is materialised
         if not modules.active(routing):
             return f(x) if f is not None else torch.zeros_like(x)

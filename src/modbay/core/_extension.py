@@ -40,6 +40,10 @@ def extension(modules: Modules, routing: Routing, x: Tensor, c: Context, mode: s
             f"site {modules.site.name!r}: the tokens of one example were routed apart, but a prompt or prefix is put "
             f"in front of the whole example. Route it by example."
         )
+    if routing.heads is not None and mode != "average":
+        raise CompositionError(
+            f"site {modules.site.name!r}: weights by parts of the parameters (heads) are for mb.ParameterAverage()."
+        )
     rows = len(x)
     if routing.axes == 1 and len(_table(routing)) != rows:
         raise SiteError(

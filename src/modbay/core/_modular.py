@@ -182,7 +182,14 @@ class Modular(nn.Module):
         modules, routing = self.modules_at(), self.routed(x, c, route)
         if routing.axes:
             modules.check(routing, x)
-        y = (aggregator or self.aggregator)(f, x, modules, routing, c)  # type: ignore[misc]
+        aggregator = aggregator or self.aggregator
+        assert aggregator is not None
+        if routing.heads is not None and not aggregator.heads:
+            raise CompositionError(
+                f"site {self.site.name!r}: {type(aggregator).__name__} has no use for weights by parts of the "
+                f"parameters (heads): average parameters, mb.ParameterAverage(), or route without heads."
+            )
+        y = aggregator(f, x, modules, routing, c)
         if self.training and torch.is_grad_enabled():
             penalise(modules, routing, c, self.prefix)
         return y

@@ -93,12 +93,15 @@ class Modules:
         if weights.ndim > 1:
             weights = weights.reshape(rows, len(self))
         stack = self.stacked(ids)
-        chosen = weights if ids == list(range(len(self))) else weights[..., ids]
+        heads = routing.heads
+        if heads is not None and weights.ndim > 1:
+            heads = heads.reshape(rows, *heads.shape[-2:])
+        chosen = weights if heads is None else heads
+        chosen = chosen if ids == list(range(len(self))) else chosen[..., ids]
         mixed = {}
         for name, tensor in stack.items():
             if tensor.is_floating_point() and name not in kind.constants:
-                flat = chosen.to(tensor.dtype) @ tensor.flatten(1)
-                mixed[name] = flat.view(*flat.shape[:-1], *tensor.shape[1:])
+                mixed[name] = self._mixed(name, chosen.to(tensor.dtype), tensor, heads is not None)
             else:
                 same = all(torch.equal(tensor[0], other) for other in tensor[1:])
                 if not same:
@@ -108,6 +111,25 @@ class Modules:
                     )
                 mixed[name] = tensor[0].expand(rows, *tensor.shape[1:]) if weights.ndim > 1 else tensor[0]
         return kind, mixed, weights.ndim > 1
+
+    def _mixed(self, name: str, weights: Tensor, tensor: Tensor, parts: bool) -> Tensor:
+        """Σ_i α_i φ_i of one tensor (n, …), for each row of weights (…, n); with parts (…, h, n) of each of h
+        equal parts along the tensor's longest axis."""
+        if not parts:
+            flat = weights @ tensor.flatten(1)
+            return flat.view(*flat.shape[:-1], *tensor.shape[1:])
+        shape, h = tensor.shape[1:], weights.shape[-2]
+        longest = max(shape, default=0)
+        if shape.count(longest) != 1 or longest % h:
+            raise CompositionError(
+                f"site {self.site.name!r}: {name!r} {tuple(shape)} has no longest axis that parts into {h}. Take "
+                f"another number of heads, or kinds without that parameter."
+            )
+        axis = shape.index(longest) - len(shape)
+        cut = tensor.movedim(axis, 1).unflatten(1, (h, -1))  # (n, h, longest / h, …)
+        out = torch.einsum("...hn,nhp->...hp", weights, cut.flatten(2))
+        front = weights.ndim - 2
+        return out.unflatten(-1, cut.shape[2:]).flatten(front, front + 1).movedim(front, axis)
 
     def alike(self, ids: Sequence[int]) -> Kind:
         """The one kind of these modules; raises CompositionError if there are several, or none."""

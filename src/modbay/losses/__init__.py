@@ -14,6 +14,8 @@ from ._choices import unlikelihood as unlikelihood
 from ._competition import competition as competition
 from ._marginal import marginal_sequence as marginal_sequence
 from ._marginal import marginal_tokens as marginal_tokens
+from ._orthogonal import difference as difference
+from ._orthogonal import orthogonal as orthogonal
 from ._prior import indian_buffet as indian_buffet
 from ._sharing import distance as distance
 from ._sharing import orthogonality as orthogonality

@@ -9,7 +9,21 @@ import math
 import torch
 from torch import Tensor
 
+from ..types import System, systems
 
+
+@systems(
+    System(
+        (90,),
+        "losses.indian_buffet(gates, alpha=3.0)",
+        (
+            "tests/test_routers.py::test_indian_buffet_prior_of_whole_gates",
+            "tests/test_routers.py::test_skills_start_near_nought_learn_a_prior_and_take_new_tasks",
+        ),
+        "Indian buffet prior",
+        section="4.2.2",
+    )
+)
 def indian_buffet(gates: Tensor, alpha: float = 3.0) -> Tensor:
     """−log p(Z | α) = −n log α + α H_T − Σ_j [log Γ(T − m_j + 1) + log Γ(m_j) − log Γ(T + 1)], with m_j = Σ_t z_tj.
 

@@ -1,11 +1,17 @@
 """Named methods: modules, sites, a router and an aggregator that a paper, or practice, puts together."""
 
+from ._apart import arrow as arrow
+from ._apart import average as average
 from ._at import default_at as default_at
 from ._at import default_kind as default_kind
 from ._at import place as place
 from ._catalogue import AXES as AXES
 from ._catalogue import Entry as Entry
 from ._catalogue import catalogue as catalogue
+from ._clusters import allocation as allocation
+from ._clusters import balanced_hash as balanced_hash
+from ._clusters import clustered_hash as clustered_hash
+from ._clusters import clusters as clusters
 from ._domains import residual_adapter as residual_adapter
 from ._dump import dump as dump
 from ._dump import dump_at as dump_at
@@ -15,6 +21,7 @@ from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
+from ._paths import paths as paths
 from ._rag import rag as rag
 from ._ranks import RankBudget as RankBudget
 from ._side import side_tuning as side_tuning

@@ -8,6 +8,10 @@ from ._drop import Drop as Drop
 from ._expert_choice import ExpertChoice as ExpertChoice
 from ._fixed import Fixed as Fixed
 from ._gate import Gate as Gate
+from ._hash import Hash as Hash
+from ._prototypes import Prototypes as Prototypes
 from ._skills import Skills as Skills
+from ._soft_gate import SoftGate as SoftGate
 from ._top_k import TopK as TopK
+from ._tree import Tree as Tree
 from ._uniform import Uniform as Uniform

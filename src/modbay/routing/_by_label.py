@@ -1,6 +1,11 @@
-"""Routing by label: metadata known before the call says which modules count (survey section 3.1)."""
+"""Routing by label: metadata known before the call says which modules count (survey section 3.1).
 
-from collections.abc import Mapping, Sequence
+A module for each task: Houlsby et al., 2019 (arXiv 1902.00751). Shared and private: Bousmalis et al., "Domain
+Separation Networks", 2016 (arXiv 1608.06019); Liu, Qiu and Huang, 2017 (arXiv 1704.05742).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -8,6 +13,7 @@ from torch import Tensor
 
 from ..abstract import Context, Router, Routing, Site
 from ..errors import LabelError, listed
+from ..types import System
 
 REMEMBERED = 32  # routings kept, so that the steps of a generation sort their examples once
 
@@ -18,16 +24,36 @@ class ByLabel(Router):
         mb.ByLabel("language")                                      # the module of that name
         mb.ByLabel("task", {"ner": ["shared", "ner"], "pos": ["shared", "pos"]})   # an allocation of your own
 
-    label: the keyword. table: modules by label; without it each module is its own label. None: no module.
+        mb.ByLabel("language", {"de": {"germanic": 0.5, "de": 0.5}})                # and with weights
+
+    label: the keyword. table: modules by label, in the order in which mb.Sequence("routed") runs them, or their weights
+    by name; without it each module is its own label. None: no module.
     Raises LabelError for a label that is in no table.
     """
 
     reads_x: ClassVar[bool] = False
+    systems = (
+        System(
+            (69,),
+            'mb.ByLabel("task", {"ner": ["a", "b"], "pos": ["b"]})',
+            ("tests/test_tasks.py::test_an_allocation_is_a_row_of_the_matrix",),
+        ),
+        System(
+            (70,),
+            'mb.ByLabel("task", {"ner": ["shared", "ner"], "pos": ["shared", "pos"]})',
+            (
+                "tests/test_tasks.py::test_shared_and_private_modules_add_up",
+                "tests/test_tasks.py::test_the_difference_loss_parts_shared_and_private",
+            ),
+            "shared and private",
+            "α = [1, A_label]: y = f(x) + Δ_shared + Δ_label",
+        ),
+    )
 
-    def __init__(self, label: str, table: Mapping[str, Sequence[str] | str] | None = None):
+    def __init__(self, label: str, table: Mapping[str, Sequence[str] | Mapping[str, float] | str] | None = None):
         super().__init__()
         self.label, self.keywords = label, (label,)
-        self.table = None if table is None else {k: [v] if isinstance(v, str) else list(v) for k, v in table.items()}
+        self.table = None if table is None else {k: _several(v) for k, v in table.items()}
         self.place: dict[str, int] = {}
         self.remembered: dict = {}
 
@@ -39,7 +65,7 @@ class ByLabel(Router):
             self.labels: Sequence[str] = self.names
             return
         if gone:  # modules that were removed leave the table, too
-            kept = {label: [name for name in several if name not in gone] for label, several in self.table.items()}
+            kept = {label: _chosen(several, lambda name: name not in gone) for label, several in self.table.items()}
             self.table = {label: several for label, several in kept.items() if several or not self.table[label]}
         unknown = [name for several in self.table.values() for name in several if name not in self.place]
         if unknown:
@@ -59,14 +85,20 @@ class ByLabel(Router):
     def rename(self, old: str, new: str) -> None:
         self.names = tuple(new if name == old else name for name in self.names)
         if self.table is not None:
-            self.table = {k: [new if name == old else name for name in v] for k, v in self.table.items()}
+            other = lambda name: new if name == old else name
+            self.table = {
+                k: {other(name): w for name, w in v.items()} if isinstance(v, dict) else [other(name) for name in v]
+                for k, v in self.table.items()
+            }
 
     def allocate(self, label: str, *names: str) -> None:
         """Let a label, new or not, mean these modules, which must be in the bay."""
         unknown = [name for name in names if name not in self.names]
         if unknown:
             raise LabelError(f"allocate({label!r}, …): no modules {listed(unknown)}; there are {listed(self.names)}.")
-        own: Mapping[str, Sequence[str]] = {name: [name] for name in self.names} if self.table is None else self.table
+        own: Mapping[str, list[str] | dict[str, float]] = (
+            {name: [name] for name in self.names} if self.table is None else self.table
+        )
         self.table = {**own, label: list(names)}
         self.labels, self.remembered = tuple(self.table), {}
 
@@ -84,10 +116,21 @@ class ByLabel(Router):
         return self.remembered[given]
 
     def _of_names(self, given: str | tuple[str | None, ...] | None) -> Routing:
-        if not isinstance(given, tuple):
-            ids = self._lookup(given)
-            return Routing(index=torch.tensor(ids, dtype=torch.long), host=(ids,))
-        return by_row(tuple(self._lookup(label) for label in given))
+        labels = given if isinstance(given, tuple) else (given,)
+        host = tuple(self._lookup(label) for label in labels)
+        one = Routing(index=torch.tensor(host[0] if host else (), dtype=torch.long), host=host[:1])
+        route = by_row(host) if isinstance(given, tuple) else one
+        if not self._weighs():
+            return route
+        weights = torch.tensor(_filled([self._weights(label) for label in labels], 0.0))
+        return replace(route, weights=weights if isinstance(given, tuple) else weights[0, : len(host[0])], cache={})
+
+    def _weighs(self) -> bool:
+        return self.table is not None and any(isinstance(several, dict) for several in self.table.values())
+
+    def _weights(self, label: str | None) -> tuple[float, ...]:
+        several = () if label is None else self.table[label]  # type: ignore[index]
+        return tuple(several.values()) if isinstance(several, dict) else (1.0,) * len(several)
 
     def _lookup(self, label: str | None) -> tuple[int, ...]:
         if label is None:
@@ -116,15 +159,36 @@ class ByLabel(Router):
             names = [None if i < 0 else self.labels[i] for i in numbers]
             return self._remember(tuple(names)) if given.ndim else self._remember(names[0])
         if self.table is not None:
-            rows = [self._lookup(label) for label in self.labels]
-            k = max(len(ids) for ids in rows)
-            table = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in rows] + [[-1] * k])
-            return Routing(index=table.to(given.device)[given])
+            table = torch.tensor(_filled([*(self._lookup(label) for label in self.labels), ()], -1))
+            index = table.to(given.device)[given]
+            if not self._weighs():
+                return Routing(index=index)
+            weights = torch.tensor(_filled([*(self._weights(label) for label in self.labels), ()], 0.0))
+            return Routing(index=index, weights=weights.to(given.device)[given])
         return Routing(index=given.unsqueeze(-1))
 
 
 def by_row(host: tuple[tuple[int, ...], ...]) -> Routing:
     """The routing of rows that have these modules each, in this order; known on the host."""
-    k = max((len(ids) for ids in host), default=1) or 1
-    index = torch.tensor([[*ids, *[-1] * (k - len(ids))] for ids in host], dtype=torch.long)
+    index = torch.tensor(_filled(host, -1), dtype=torch.long)
     return Routing(index=index, host=host)
+
+
+def _filled(rows: Sequence[Sequence], fill: float) -> list[list]:
+    """The rows, all as long as the longest, and one at least."""
+    k = max([1, *[len(row) for row in rows]])
+    return [[*row, *[fill] * (k - len(row))] for row in rows]
+
+
+def _several(names: Sequence[str] | Mapping[str, float] | str) -> list[str] | dict[str, float]:
+    """One row of a table: names in order, or their weights."""
+    if isinstance(names, Mapping):
+        return {name: float(w) for name, w in names.items()}
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _chosen(several: list[str] | dict[str, float], keep: Callable[[str], bool]) -> list[str] | dict[str, float]:
+    """The part of a row whose names are kept."""
+    if isinstance(several, dict):
+        return {name: w for name, w in several.items() if keep(name)}
+    return [name for name in several if keep(name)]

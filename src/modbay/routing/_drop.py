@@ -46,7 +46,7 @@ class Drop(Router):
     def __init__(
         self,
         label: str,
-        table: Mapping[str, Sequence[str] | str] | None = None,
+        table: Mapping[str, Sequence[str] | Mapping[str, float] | str] | None = None,
         drop: int = 0,
         robust: bool = True,
     ):
@@ -59,7 +59,7 @@ class Drop(Router):
         self.layer: Tensor
 
     @property
-    def table(self) -> Mapping[str, Sequence[str]] | None:
+    def table(self) -> Mapping[str, list[str] | dict[str, float]] | None:
         return self.inner.table
 
     def build(self, names: Sequence[str], site: Site) -> None:
@@ -91,4 +91,5 @@ class Drop(Router):
             n = torch.randint(self.layers, (), device=self.layer.device)
         index = route.index.expand(len(self.sites), *route.index.shape)  # type: ignore[union-attr]
         kept = (self.layer >= n).to(index.device).view(-1, *[1] * (index.ndim - 1))
-        return Routing(index=torch.where(kept, index, -1), sites=self.sites)
+        weights = None if route.weights is None else route.weights.expand(index.shape)
+        return Routing(index=torch.where(kept, index, -1), weights=weights, sites=self.sites)

@@ -39,7 +39,8 @@ def rows_of(bay: Bay) -> dict[str, list[str]]:
     """{label: modules} of a bay's ByLabel."""
     router = routers_of(bay)[0]
     assert isinstance(router, ByLabel)
-    return {name: [name] for name in router.names} if router.table is None else dict(router.table)
+    own = {name: [name] for name in router.names}
+    return own if router.table is None else {label: list(several) for label, several in router.table.items()}
 
 
 @dataclass
