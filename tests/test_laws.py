@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 import torch._dynamo.testing
+import transformers
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -512,3 +513,40 @@ def test_modules_of_another_width_can_t_be_weighed():
             continue
         with pytest.raises(mb.errors.CompositionError, match="width"):
             layer(x, routing=form.make())
+
+
+# What is padding
+
+
+def t5() -> transformers.T5ForConditionalGeneration:
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
+AVERAGES = {
+    "gate": {"modules": {"a": mb.Bottleneck(3), "b": mb.Bottleneck(3)}, "router": mb.Gate},
+    "top-1": {"modules": {"a": mb.Bottleneck(3), "b": mb.Bottleneck(3)}, "router": lambda: mb.TopK(by="example")},
+    "input": {"modules": {"a": mb.Hyper(mb.Bottleneck(3), where=("input",), size=4)}, "router": mb.Uniform},
+    "squeeze": {"modules": {"a": mb.SqueezeExcite(2)}, "router": mb.Uniform},
+}
+SIDES = ["encoder.block.*.layer.1", "decoder.block.*.layer.2", "*EncDecAttention.[qkv]", "*.SelfAttention.v", "lm_head"]
+
+
+@pytest.mark.parametrize("at", SIDES)
+@pytest.mark.parametrize("which", AVERAGES)
+def test_an_encoder_s_padding_is_not_its_decoder_s(which: str, at: str):
+    """What averages over positions leaves out those of its own side that are padding: a mixed batch is a loop."""
+    model = t5()
+    mb.attach(model, at=at, **AVERAGES[which])
+    shaken(model)
+    ids, said = torch.randint(1, 50, (3, 5)), torch.randint(1, 50, (3, 5))
+    read, wrote = torch.tensor([5, 2, 3]), torch.tensor([2, 5, 4])
+    mask, own = (torch.arange(5) < lengths[:, None] for lengths in (read, wrote))
+    full = {"input_ids": ids, "attention_mask": mask.long(), "decoder_input_ids": said}
+    masked = model(**full, decoder_attention_mask=own.long()).logits
+    plain = model(**full).logits
+    for i in range(3):
+        one = {"input_ids": ids[i : i + 1, : read[i]], "decoder_input_ids": said[i : i + 1]}
+        assert_close(plain[i], model(**one).logits[0], atol=1e-5, rtol=1e-5)
+        one["decoder_input_ids"] = said[i : i + 1, : wrote[i]]
+        assert_close(masked[i, : wrote[i]], model(**one).logits[0], atol=1e-5, rtol=1e-5)

@@ -74,12 +74,13 @@ class Context:
     rows: Tensor | None = None
     grad: bool = False  # whether gradients were on where the call began
     training: bool = False  # whether the site of a generator that runs is in training mode
+    decodes: bool = False  # whether the x in sight is of the decoder of an encoder–decoder
     recomputing: Callable[[], bool] = lambda: False
 
     @property
     def mask(self) -> Tensor | None:
-        """The call's padding mask (b, t), 1 where there is text; None if it has none."""
-        mask = self.arguments.get("attention_mask")
+        """The call's padding mask (b, t) of the x in sight, 1 where there is text; None if it has none."""
+        mask = self.arguments.get("decoder_attention_mask" if self.decodes else "attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         return mask if mask is None or self.rows is None else mask[self.rows]
 

@@ -1,6 +1,7 @@
 """Fitting a bay into a model, and taking it out again: seats, seams, parts, and what routers are told of them."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
@@ -19,6 +20,8 @@ from ._swap import swap, unswap
 
 Spec = Kind | nn.Module | Mapping[Any, Kind]
 Pairs = list[tuple[Place, Kind]]
+
+CROSS = re.compile(r"(cross|enc_?dec|encoder_?att)[^.]*\.([^.]+\.)*(k|v|key|value)[^.]*$", re.IGNORECASE)
 
 FAST = (nn.TransformerEncoderLayer, nn.MultiheadAttention)  # torch's modules that may go past their children
 
@@ -79,6 +82,7 @@ class Fitting:
         )
         seam = seam_for(self.model, place, kinds, seat)  # the last that can raise: a seam may change the model
         seat.put(self.state.name, modular, seam)
+        seat.decodes = _decodes(self.model, place)
         self.modulars[name], self.places[name], self.state.seats[name] = modular, place, seat
 
     def _seat(self, target: nn.Module) -> Seat:
@@ -243,6 +247,16 @@ def _maker(part: Any) -> Callable | None:
 
 def _own(name: str) -> bool:
     return "_bay" not in name.split(".")
+
+
+def _decodes(model: nn.Module, place: Place) -> bool:
+    """Whether x at a place is of the decoder's positions: neither in the encoder nor around it, nor a key or value of the
+    attention to the encoder, which no structure tells from the other: its name must (cross…, EncDec…, encoder_attn)."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or not hasattr(model, "get_encoder"):
+        return False
+    encoder: Any = model.get_encoder()  # type: ignore[operator]
+    within, around = place.target in set(encoder.modules()), encoder in set(place.target.modules())
+    return not within and not around and not CROSS.search(place.site.name)
 
 
 def _no_fast_path(module: nn.Module, args: tuple) -> None:

@@ -1,6 +1,7 @@
 """The seat: what sits in a target as `_bay`, holds its bays in order, and is the door if the target is the root."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,7 @@ class Seat(nn.Module):
         self.is_root = False
         self.add_to_loss = True
         self.fired = False
+        self.decodes = False  # whether x here is of the decoder of an encoder–decoder
         self.register_load_state_dict_post_hook(_forget_missing)
 
     def forward(self, *args, **kwargs):
@@ -85,7 +87,7 @@ class Seat(nn.Module):
         if not bays:
             return inner(*args, **kwargs)
         session = self.session
-        c = session.now()
+        c = replace(session.now(), decodes=True) if self.decodes else session.now()
         run = inner
         for name, modular in bays.items():
             state = session.bays[self.owners[name]]
