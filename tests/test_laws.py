@@ -237,6 +237,15 @@ def test_2_a_mixed_batch_is_a_loop(case: Case, place: str, part: Part, form: For
         assert_close(mine, theirs, **EXACT)
 
 
+@EACH
+def test_2_rows_that_are_sorted_already_are_a_loop(case: Case, place: str):
+    layer, x, given = plugged(case, place), example(place, N), labels(case, N)
+    which = torch.arange(N).unsqueeze(1)
+    one = [layer(x[i : i + 1], routing=route(i), **{k: v[i : i + 1] for k, v in given.items()}) for i in range(N)]
+    routing = mb.Routing(index=which, host=tuple((i,) for i in range(N)))
+    assert_close(layer(x, routing=routing, **given), torch.cat(one), **EXACT)
+
+
 @pytest.mark.parametrize("part", ROUTERS, ids=ids)
 @pytest.mark.parametrize("kind", [mb.LoRA(2), mb.Bottleneck(3)], ids=["lora", "bottleneck"])
 def test_2_a_router_routes_a_batch_as_its_examples(part: Part, kind: mb.Kind):
@@ -412,6 +421,29 @@ def test_10_copies_and_pickles_are_the_same_and_apart(case: Case, place: str):
         assert torch.equal(net(x, **given), want)
         own = {id(p) for p in net.parameters()}
         assert not own & {id(p) for p in twin.parameters()}
+
+
+@pytest.mark.parametrize("case", [case for case in KINDS if "linear" in case.sites], ids=ids)
+def test_10_what_sites_share_they_share_in_any_dtype(case: Case):
+    net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 6))
+    bay = mb.attach(net, at=["0", "2"], modules={"a": case.make(), "b": case.make()}, router=mb.ByLabel("which"))
+    own = lambda: [t for m in bay.modulars.values() for part in m.order for t in part.tensors().values()]
+
+    def shared() -> list[int]:
+        """The first that each of all tensors is one with."""
+        first: dict[int, int] = {}
+        return [first.setdefault(id(tensor), i) for i, tensor in enumerate(own())]
+
+    before, kept = shared(), [id(tensor) for tensor in own()]
+    shaken(net.double().train(case.trains))
+    assert shared() == before and {t.dtype for t in own() if t.is_floating_point()} <= {torch.float64}
+    twin = copy.deepcopy(net).float()
+    assert twin[0].weight.dtype == torch.float32 and shared() == before
+    assert {t.dtype for t in own() if t.is_floating_point()} <= {torch.float64}  # a copy has its own
+    assert [id(tensor) for tensor in own()] == kept
+    if keeps_width(case.id, "linear"):
+        x, given = torch.randn(2, 8, dtype=torch.float64), labels(case, 2) | {"which": ["a", "b"]}
+        assert_close(twin(x.float(), **given).double(), net(x, **given), rtol=1e-3, atol=1e-3)
 
 
 @EVERY

@@ -42,6 +42,20 @@ class Part(nn.Module):
             else:
                 self.register_buffer(name, tensor, persistent=name not in kind.remade)
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Part":
+        """Moves and casts, as torch's, but in place: torch makes every buffer anew, so that sites would share none."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new is not old:
+                try:
+                    old.data = new
+                except RuntimeError:  # a device whose tensors are of another type: each site has its own there
+                    continue
+                self._buffers[name] = old
+        return self
+
     def tensors(self) -> dict[str, Any]:
         return {**self._parameters, **self._buffers} if self._buffers else self._parameters
 
@@ -114,10 +128,11 @@ def generated(
             f"that there is none for each example. Generate another kind."
         )
     if grouped:  # several generators, each with rows of its own
-        rows = None if c.rows is None else c.rows.view(len(x), -1)
+        rows = torch.arange(x.shape[0] * x.shape[1]) if c.rows is None else c.rows
+        rows = rows.view(len(x), -1)
         several = [
             generated(kind, {k: v[i] for k, v in params.items()}, f, x[i], None if y is None else y[i],
-                      c if rows is None else Context(**{**vars(c), "rows": rows[i]}), site, False)
+                      replace(c, rows=rows[i]), site, False)
             for i in range(len(x))
         ]  # fmt: skip
         return torch.stack(several)

@@ -250,8 +250,8 @@ def _own(name: str) -> bool:
 
 
 def _decodes(model: nn.Module, place: Place) -> bool:
-    """Whether x at a place is of the decoder's positions: neither in the encoder nor around it, nor a key or value of the
-    attention to the encoder, which no structure tells from the other: its name must (cross…, EncDec…, encoder_attn)."""
+    """Whether x at a place is of the decoder's positions: it is neither in the encoder nor around it, nor a key or
+    value of the attention to the encoder, which its name alone tells from the other (cross…, EncDec…, encoder_attn)."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or not hasattr(model, "get_encoder"):
         return False
     encoder: Any = model.get_encoder()  # type: ignore[operator]
