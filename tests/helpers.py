@@ -76,6 +76,7 @@ SITES: dict[str, Place] = {
     "norm": Place(lambda: nn.LayerNorm(8), _vectors),
     "block": Place(Block, _vectors),
     "batchnorm": Place(lambda: nn.BatchNorm2d(4), lambda rows: torch.randn(rows, 4, 5, 5)),
+    "batchnorm1d": Place(lambda: nn.BatchNorm1d(4), lambda rows: torch.randn(rows, 4, 5)),
     "mixer": Place(Mixer, _vectors),
 }
 
@@ -84,8 +85,8 @@ CONVOLUTION = ("conv2d",)
 EMBEDDING = ("embedding",)
 NORM = ("norm",)
 BLOCK = ("block",)
-BATCH = ("batchnorm",)
-MAPS = ("conv2d", "batchnorm")  # whose x has no tokens
+BATCH = ("batchnorm", "batchnorm1d")
+MAPS = ("conv2d", *BATCH)  # whose x has no tokens
 MIXER = ("mixer",)
 
 

@@ -401,6 +401,35 @@ def test_the_features_of_a_batch_norm_are_its_channels():
             assert_close(change, layer.parts._modules["a"].tensors()["bias"].view(4, 1, 1).expand(2, 4, 4, 4))
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 4), (5, 4, 3)])
+@pytest.mark.parametrize("kind", [mb.BitFit(), mb.IA3(), mb.Norm(), mb.Gates(2), mb.BatchNorm(), mb.Full()], ids=repr)
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, lambda d: nn.GroupNorm(2, d)], ids=["batch", "group"])
+def test_the_features_of_a_norm_are_its_second_axis(make, kind: mb.Kind, shape: tuple[int, ...]):
+    """However many axes follow: of (b, d) and (b, d, t); in a mixed batch, too, and folded."""
+    norm, x = make(4).eval(), torch.randn(shape)
+    nn.init.normal_(norm.weight)
+    if isinstance(kind, mb.BatchNorm) and not isinstance(norm, nn.BatchNorm1d):
+        return
+    bay = mb.attach(norm, "", {"a": kind, "b": kind}, mb.ByLabel("task"))
+    for parameter in bay.parameters():
+        nn.init.normal_(parameter)
+    out = norm(x, task=["a", "b", "b", None, "a"])
+    rows = x.movedim(1, -1).flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)  # (b, t, d)
+    for i, task in enumerate(["a", "b", "b", None, "a"]):
+        assert_close(out[i : i + 1], norm(x[i : i + 1], task=[task]))
+    if isinstance(kind, mb.IA3):
+        plain = norm(x, task=[None] * 5)
+        gain = next(iter(bay.modulars.values())).parts._modules["a"].tensors()["l"]
+        assert_close(out[0], plain[0] * gain.view(4, *[1] * (len(shape) - 2)))
+    if isinstance(norm, nn.BatchNorm1d):  # in evaluation each place is treated alone
+        each = norm(rows[0], task=["a"] * len(rows[0]))
+        assert_close(out[0].movedim(0, -1).reshape(each.shape), each)
+    if kind.folds:
+        want = norm(x, task=["a"] * 5)
+        bay.fold("a")
+        assert_close(norm(x), want)
+
+
 @pytest.mark.parametrize("case", [case for case in KINDS if case.generated], ids=ids)
 def test_a_hypernetwork_compiles_whole(case: Case):
     layer = mb.Modular(site_of("linear")[0], {"a": case.make()}, mb.Uniform(), mb.WeightedSum()).train(case.trains)

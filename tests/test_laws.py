@@ -88,7 +88,7 @@ def companion(part: Part, place: str) -> mb.Kind | None:
         "average-deltas": mb.BitFit(),
         "mixture": mb.Full() if place in MAPS else mb.FeedForward(2),
     }
-    return kinds.get(part.id, mb.Bottleneck(2))
+    return kinds.get(part.id, mb.BitFit() if place == "batchnorm1d" else mb.Bottleneck(2))
 
 
 def plugged(

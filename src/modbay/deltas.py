@@ -210,7 +210,7 @@ class Affine(Delta):
 
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         own, gain = site.bias, align(self.gain, y, site.axis)
-        change = gain * (y if own is None else y - align(own, y, site.axis))
+        change = gain * (y if own is None else y - align(own.expand(self.gain.shape), y, site.axis))
         return change if self.shift is None else change + align(self.shift, y, site.axis)
 
     def scale(self, factor: Tensor | float) -> "Affine":

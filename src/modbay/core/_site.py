@@ -34,7 +34,7 @@ def _shape(module: nn.Module) -> tuple[str, int | None, int | None, int]:
     if shape is not None:
         return "other", shape[-1], shape[-1], -1
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        axis = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}.get(base_type(module), -1)  # BatchNorm1d: of x (b, d)
+        axis = {nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}.get(base_type(module), 1)  # BatchNorm1d: of (b, d), (b, d, t)
         return "other", module.num_features, module.num_features, axis
     if isinstance(module, nn.GroupNorm):  # of x (b, d), (b, d, t), (b, d, h, w) …
         return "other", module.num_channels, module.num_channels, 1
