@@ -6,15 +6,19 @@ from math import inf, nan
 from random import Random
 
 import pytest
+import torch
+from torch import nn
 
-from modbay import report
+import modbay as mb
+from modbay import metrics, report
 from modbay.report._yaml import dump
 
 EVIL = "<script>alert('x')</script>\"&\x00\ud800"
 VALUES = ["pt", "de", "عربية", "a label whose name is too long for any column of a telephone"]
 MODULES = [f"skill-{i}" for i in range(8)]
 SECTIONS = [
-    *("warnings", "results", "compare", "against", "transfer", "shots", "proof", "routing", "similarity", "use"),
+    *("warnings", "results", "compare", "against", "transfer", "shots", "proof", "use", "routing", "over_time"),
+    *("tokens", "figures", "similarity"),
     *("curve", "parameters", "data", "run", "config"),
 ]
 
@@ -76,6 +80,15 @@ def rich(sites=6, values=tuple(VALUES), seed=0):
         "similarity": [{"bay": EVIL, "of": "deltas", "modules": values,
                         "cosine": [[r.uniform(-1, 1) for _ in values] for _ in values]}],
         "use": [{"bay": "skills", "module": m, "share": r.random()} for m in MODULES], "collapse": [EVIL],
+        "over_time": [{"bay": "skills", "site": site, "modules": MODULES, "calls": [[1, 5], [6, 6], [7, 1200]],
+                       "shares": [[r.random() for _ in MODULES] for _ in range(3)]} for site in (None, EVIL)],
+        "tokens": [{"bay": "skills", "site": site, "positions": 300, "modules": [
+            {"module": m, "share": 0.125, "tokens": [[EVIL, 3, 4], ["##ing", 2, 2]]} for m in MODULES]}
+            for site in (None, EVIL, "b")],
+        "figures": [{"bay": "skills", "site": "a", "label": label, "values": 4, "modules": 8, "examples": 100.0,
+                     "collapse_average": 0.25, "collapse_worst": 1.0, "mutual_information": 0.125, "alignment": 0.5,
+                     "adaptation": nan, "H_a": 0.0, "H_b": 1.25, "effective_modules": 3.5, "gini": 0.375,
+                     "utilisation": 0.75} for label in ("", "language", EVIL)],
         "parameters": [{"bay": "skills", "module": m, "kind": "LoRA", "sites": 24, "parameters": 10, "learning": 10,
                         "norm": 1.5} for m in MODULES],
         "curve": [{"step": i, "loss": 3 / (i + 1), "lr": 1e-3, "validation": 0.5 + i / 200 if i % 10 == 0 else None}
@@ -305,3 +318,60 @@ def test_the_config_reads_back():
         "long": [f"value-{i}" for i in range(30)],
     }  # fmt: skip
     assert yaml.safe_load(dump(config)) == config
+
+
+# What was recorded
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.a, self.b = nn.Embedding(12, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids):
+        return self.b(self.a(self.embed(input_ids)))
+
+
+def recorded(collapsed, watch=None):
+    """A recording of a gate of three modules at two sites: token i asks for module i modulo 3, or all for the first."""
+    model = Net()
+    bay = mb.attach(model, ["a", "b"], {m: mb.LoRA(2) for m in "pqr"}, mb.TopK(), name="experts")
+    with torch.no_grad():
+        model.embed.weight.zero_()
+        model.embed.weight[torch.arange(12), 0 if collapsed else torch.arange(12) % 3] = 1
+        bay.state.router.gate.zero_()[torch.arange(3), torch.arange(3)] = 1
+    with watch(model) if watch else bay.record(tokens=500) as recording:
+        for _ in range(20):
+            recording.label(task=["x", "y", "x", "y"])
+            model(torch.randint(12, (4, 5)))
+    return recording
+
+
+def test_a_recording_as_a_page(tmp_path):
+    path = tmp_path / "routing.html"
+    report.routing(recorded(False), path, decode=lambda i: f"word-{i}", title="Healthy")
+    page = path.read_text(encoding="utf-8")
+    reader = read(page)
+    words = "".join(reader.words)
+    assert sections(page) == ["use", "routing", "over_time", "tokens", "figures"]
+    assert "No sign of collapse was found." not in words  # two tasks that are routed alike are one
+    assert "2 values of 'task' are routed alike" in words and "word-4" in words and "effective modules, exp H" in words
+    rows = [row for row in re.findall(r"<tr>.*?</tr>", page) if "word-" in row]
+    assert len(rows) == 3
+    for i, row in enumerate(rows):
+        assert {int(word) % 3 for word in re.findall(r"word-(\d+)", row)} == {i}
+
+
+def test_a_collapsed_recording_says_so(tmp_path):
+    report.routing(recorded(True), tmp_path / "a.html", labels=["task"])
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    words = "".join(read(page).words)
+    assert "1 sign of collapse: look here" in words
+    assert "the router has collapsed onto module 'p' (100.0% of the use" in words
+    assert "all examples" not in words
+
+
+def test_all_bays_of_a_model_on_one_page(tmp_path):
+    watched = recorded(False, watch=lambda model: metrics.recorded(model, when="always"))
+    report.routing(watched, tmp_path / "a.html")
+    assert sections((tmp_path / "a.html").read_text(encoding="utf-8")) == ["use", "routing", "over_time", "figures"]

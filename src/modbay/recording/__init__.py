@@ -1,6 +1,7 @@
 """Routing as it happens: what routers chose, by site, label and time, kept on the device; and what that says."""
 
 from ._alarms import alarms as alarms
+from ._facts import facts as facts
 from ._measures import LITTLE as LITTLE
 from ._measures import adaptation as adaptation
 from ._measures import alignment as alignment

@@ -99,8 +99,8 @@ class Recording:
         self.ledger.settle()
         if not self.ledger.books:
             raise CallError(
-                f"recording of bay {self.bay!r}: no router was called in {self.ledger.when!r} mode. Calls of a compiled "
-                f"model are seen only if record() began before the first of them; routes that use() sets are no router's."
+                f"recording of bay {self.bay!r}: no router was called (when={self.ledger.when!r}). Calls of a compiled "
+                f"model are seen if record() began before the first of them; what use() sets is no router's."
             )
         owner = self.ledger.owners.get(site, site) if site is not None else ""
         if owner not in self.ledger.books or (site is not None and site not in self.ledger.books[owner].levels):

@@ -141,7 +141,7 @@ def chart(series: Sequence[Series], said: str, metric: str = "", *, across: str,
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points] + [v for one in series for v in numbers([*one.low, *one.high])]
     if at:
-        width = Scale(max(min(at), 0.5), max(at), 58, 360, log=True)
+        width = Scale(max(min(at), 0.5), max(*at, 0.5), 58, 360, log=True)
         marks, written = [max(x, 0.5) for x in at], [f"{x:g}" for x in at]
     else:
         width = Scale(min(xs), max(xs), 50, 368)

@@ -2,13 +2,15 @@
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from . import _compare, _modules, _results, _run
+from ..metrics import Recorder, Recording
+from ..recording import facts as facts_of
+from . import _compare, _modules, _recorded, _results, _run
 from ._html import Safe, join, tag, text
 
 SECTIONS = (
@@ -19,9 +21,12 @@ SECTIONS = (
     ("transfer", "Transfer", _compare.transfer),
     ("shots", "Few examples", _compare.shots),
     ("proof", "Proofs", _modules.proof),
-    ("routing", "Routing", _modules.routing),
-    ("similarity", "Similarity", _modules.similarity),
     ("use", "Use", _modules.use),
+    ("routing", "Routing", _modules.routing),
+    ("over_time", "Over time", _recorded.over_time),
+    ("tokens", "Tokens", _recorded.tokens),
+    ("figures", "Figures", _recorded.figures),
+    ("similarity", "Similarity", _modules.similarity),
     ("curve", "Learning", _run.curve),
     ("parameters", "Parameters", _modules.parameters),
     ("data", "Data", _run.data),
@@ -72,6 +77,23 @@ def write(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def routing(
+    recording: Recording | Recorder,
+    path: str | os.PathLike[str],
+    *,
+    labels: Sequence[str] | None = None,
+    decode: Callable[[int], str] = str,
+    title: str = "Routing",
+) -> None:
+    """Write what was recorded as a page: alarms, maps by site and label, over time, which tokens went where, figures.
+
+    recording: what `bay.record()` or `metrics.recorded(model)` gave. labels: those that are shown; by default all.
+    decode: a token id as text, a tokenizer's `convert_ids_to_tokens` for one.
+    """
+    several = list(recording.bays.values()) if isinstance(recording, Recorder) else [recording]
+    write(path, {"title": title, **facts_of(several, labels, decode)})
 
 
 def _style() -> str:
