@@ -35,7 +35,7 @@ def use(weights: Any) -> np.ndarray:
 def entropy(shares: Any) -> float:
     """H = −Σ p log p, in nats, of shares (n,)."""
     p = array(shares)
-    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum()) + 0.0  # never minus nought
 
 
 def effective_modules(shares: Any) -> float:

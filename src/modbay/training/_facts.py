@@ -4,9 +4,10 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ PACKAGES = ("modbay", "torch", "transformers", "datasets", "accelerate", "scikit
 
 
 def facts(
-    run: Any, records: Sequence[Record], curve: Sequence[dict], command: str, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """All of them, after training: `run` is what was ready before."""
+    run: Any, records: Sequence[Record], curve: Sequence[dict], command: str, seconds: dict[str, float],
+    seen: Mapping[str, list[Any]] = MappingProxyType({}),
+) -> dict[str, Any]:  # fmt: skip
+    """All of them, after training: `run` is what was ready before; seen: of routes that are known when rows come."""
     config, network, tasks = run.config, run.network, run.tasks
     method = config.method or ("bays" if config.bays is not None else "shared")
     rows = metrics.table(records, tasks.kinds, list(config.by)) if records else []
@@ -41,11 +43,16 @@ def facts(
         "config": config.dump(),
         "results": [asdict(cell) for cell in rows],
         "curve": list(curve),
-        **instruments(network),
+        **joined(instruments(network), seen),
         "time": {name: round(value, 2) for name, value in seconds.items()},
         "seconds": round(seconds.get("all", 0.0), 1),
         "memory": {"peak_mib": peak()},
     }  # fmt: skip
+
+
+def joined(first: Mapping[str, Any], second: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Facts of both."""
+    return {**first, **{key: [*first.get(key, []), *several] for key, several in second.items()}}
 
 
 def instruments(network: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from ._sampling import order
 from ._stream import Streamed
 from ._tasks import Tasks, absolute, columns, read_tasks
 from ._trainer import ModularTrainer, Ordered, checkpoints
+from ._watched import telling, told, watched
 
 EVALUATIONS = 10  # a run, unless it says how often
 
@@ -47,6 +48,7 @@ class Ready:
     plan: dict[str, Any]
     survey: data.Survey
     examples: list = field(repr=False)
+    seen: dict[str, list[Any]] = field(default_factory=dict)  # of its routing, in training
 
 
 def ready(
@@ -120,11 +122,16 @@ def write(
 ) -> None:
     """Test the run, and write all of it."""
     began = time.perf_counter()
-    records = predict(run.network, run.tasks.splits.test, progress=progress, what="Test")
+    by, network = list(run.config.by), run.network
+    with watched(network.model) as recorder:
+        rows = run.tasks.splits.test
+        records = predict(network, rows, progress=progress, what="Test", before=telling(recorder, by))
+    seen = told(recorder, by, network.encoder.tokenizer) | {"over_time": run.seen.get("over_time", [])}
     seconds["test"] = time.perf_counter() - began
     write_network(partial, run.network, run.tasks.known)
     write_records(partial / "predictions.jsonl", records)
-    write_json(partial / "run.json", facts(run, records, curve, command, seconds | {"all": sum(seconds.values())}))
+    seconds["all"] = sum(seconds.values())
+    write_json(partial / "run.json", facts(run, records, curve, command, seconds, seen))
 
 
 @contextmanager
@@ -167,8 +174,9 @@ def fit(run: Ready, folder: Path, progress: Progress) -> list[dict[str, Any]]:
             evaluator=best if validates else None, callbacks=[watch],
         )  # fmt: skip
         last = (checkpoints(saved) or [None])[-1]
-        with progress.stage("Train", steps) as watch.bar, interruptible(watch):
+        with progress.stage("Train", steps) as watch.bar, interruptible(watch), watched(network.model, "training") as r:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
+    run.seen = told(r, list(config.by))
     if watch.interrupted:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; all is saved in {folder}")
     if validates and config.keep == "best":

@@ -2,12 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ... import data, metrics
 from ...attach import bays
@@ -21,9 +18,11 @@ from .._progress import Progress, Silent
 from .._routes import HEADS
 from .._run import Run, write_json
 from .._tasks import read_tasks
+from .._watched import reads, telling, told, watched
 from ._given import Given, Reading, routed_by, routes
 
-KEPT = ("seed", "method", "base", "config", "parameters", "similarity", "routing", "use", "collapse")
+ROUTING = ("routing", "use", "collapse", "figures", "tokens", "over_time")
+KEPT = ("seed", "method", "base", "config", "parameters", "similarity", *ROUTING)
 MAIN = ("accuracy", "pearson", "span_f1", "perplexity")  # of each kind of task
 
 
@@ -89,7 +88,7 @@ def evaluate(
         "warnings": warnings,
         "results": [asdict(cell) for cell in cells],
     }
-    facts |= {key: [*facts.get(key, []), *several] for key, several in seen.items()}
+    facts |= _renewed(facts, seen)
     verdict = ""
     if against is not None:
         facts["against"] = beside(run, records, against, rows, labels, unknown, progress)
@@ -152,35 +151,22 @@ def observed(
 ) -> tuple[list[Record], dict[str, list[Any]]]:
     """(what is said of each row; routing, use and collapse of the bays whose routers read more than one label)."""
     found = [routes(network, row, unknown) for row in rows]
-    watched = {name for name, bay in bays(network.model).items() if name != HEADS and _reads(bay.state.router)}
-    with metrics.recorded(network.model) if watched else nullcontext() as recorder:
-        told = None if recorder is None else lambda batch: recorder.label(**_labels(batch, labels))
-        records = predict(network, rows, progress=progress, routes=found, before=told)
-        seen = [] if recorder is None else [row for row in recorder.rows() if row["bay"] in watched]
-    return records, _used(seen, labels)
+    with watched(network.model) as recorder:
+        records = predict(network, rows, progress=progress, routes=found, before=telling(recorder, labels))
+    return records, told(recorder, labels, network.encoder.tokenizer)
 
 
-def _reads(router: Any) -> bool:
-    """Whether routes are known only when rows come: a router that reads x, or two labels, or one for each site."""
-    return router is None or router.reads_x or len(router.keywords) > 1
-
-
-def _labels(batch: Sequence[Row], labels: Sequence[str]) -> dict[str, list[str | None]]:
-    return {label: [row.labels.get(label) for row in batch] for label in labels if label != "task"}
-
-
-def _used(seen: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, list[Any]]:
-    """Recorded routes as facts: by label, or of all rows where there is none; how much each module is used."""
-    shown = [label for label in labels if label != "task"] or [""]
-    out: dict[str, list[Any]] = {"routing": [], "use": [], "collapse": []}
-    out["routing"] = [row for row in seen if row["label"] in shown]
-    for bay in dict.fromkeys(row["bay"] for row in seen):
-        every = [row for row in seen if row["bay"] == bay and row["label"] == ""]
-        names = every[0]["modules"]
-        weights = np.mean([row["weights"][0] for row in every], 0)  # over sites
-        shares = metrics.use(weights)
-        out["use"] += [{"bay": bay, "module": m, "share": float(s)} for m, s in zip(names, shares, strict=True)]
-        out["collapse"] += metrics.collapse(names, weights[None], bay=bay)
+def _renewed(facts: Mapping[str, Any], seen: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The run's facts with what was seen of a bay now in place of what was seen of it then."""
+    bays_seen = {row["bay"] for row in seen.get("use", [])}
+    alarms = tuple(f"bay {bay!r}, " for bay in bays_seen)
+    out = {}
+    for key, several in seen.items():
+        kept = facts.get(key, [])
+        if key == "collapse":
+            out[key] = [said for said in kept if not said.startswith(alarms)] + several
+        elif several:
+            out[key] = [row for row in kept if row["bay"] not in bays_seen] + several
     return out
 
 
@@ -224,7 +210,7 @@ def own_routing(run: Run, labels: Sequence[str], progress: Progress | None = Non
     if not {row["bay"] for row in run.facts.get("parameters", [])} - known - {HEADS}:
         return {}
     network = run.network()
-    if not any(_reads(bay.state.router) for name, bay in bays(network.model).items() if name not in (*known, HEADS)):
+    if not any(reads(bay.state.router) for name, bay in bays(network.model).items() if name not in (*known, HEADS)):
         return {}
     with progress.stage("Read the test rows again"):
         rows = read_tasks(run.config).splits.test
