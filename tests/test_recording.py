@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import modbay as mb
+from modbay import report, training
 from modbay.errors import CallError, CompositionError, LabelError
 
 TASKS = ["x", "y", "x", None, "z"]
@@ -368,3 +369,22 @@ def test_compiled_calls_are_recorded_from_the_first():
     with bay.record() as recording:
         out = torch.compile(model, backend="aot_eager")(ids)
     assert recording.table("a").examples.tolist() == [5] and torch.allclose(out, model(ids), atol=1e-6)
+
+
+def test_a_run_tells_its_routing(tiny_base, tiny_csv, tmp_path):
+    """`modbay train` with a router that reads its input: the test rows' routes, and those of training over time."""
+    said = {"base": str(tiny_base), "data": str(tiny_csv), "by": "language", "method": "mixture", "steps": 8}
+    config = training.config({**said, "batch": 8, "probe": 20, "lr": 3e-3, "options": {"experts": 4}})
+    run = training.train(config, tmp_path / "run", page=report.write)
+    rows = [row for row in run.facts["routing"] if row["bay"] == "experts"]
+    assert {row["label"] for row in rows} == {"language"} and rows[0]["values"] == ["de", "en"]
+    assert {row["label"] for row in run.facts["figures"]} == {"language"}
+    (over,) = run.facts["over_time"]
+    assert over["calls"][0][0] == 1 and over["calls"][-1][1] == 8
+    assert all(sum(line) == pytest.approx(1) for line in over["shares"])
+    (sample,) = run.facts["tokens"]
+    assert len(sample["modules"]) == 4 and any(text.isalpha() for m in sample["modules"] for text, *_ in m["tokens"])
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert all(f'id="{name}"' in page for name in ("routing", "over_time", "tokens", "figures"))
+    again = training.evaluate(run)
+    assert len(again.facts["routing"]) == len(run.facts["routing"])
