@@ -457,7 +457,9 @@ def test_inspect_learned_routes_and_those_that_need_rows(tiny_base, mixture, hom
     for a, b in zip(routed(own)["weights"], routed(bare)["weights"], strict=True):
         assert a == pytest.approx(b)
     assert any("the router does not tell them apart" in line for line in own["collapse"])
-    assert "routing: it reads the input" in call("inspect", mixture)
+    assert "routing by language at" in call("inspect", mixture)  # as the run's test rows were routed
+    shutil.copytree(mixture / "modules", tmp_path / "experts")
+    assert "routing: it reads the input" in call("inspect", tmp_path / "experts")
 
 
 def test_inspect_what_is_broken(private, tmp_path):

@@ -1,6 +1,7 @@
 """`modbay inspect` of what was trained: a run, a folder of modules, one bay or one module, without opening the base."""
 
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def facts(path: Path, what: str) -> dict[str, Any]:
     out["use"], out["collapse"] = [], []
     for bay, modules in bays.items():
         alike = next((row for row in out["similarity"] if row["bay"] == bay), None)
-        routing = next((row for row in out["routing"] if row["bay"] == bay), None)
+        routing = _whole([row for row in out["routing"] if row["bay"] == bay])
         if bay != HEADS:  # of a newcomer's head it is no fault to be like the one that it began as
             out["collapse"] += metrics.collapse(
                 modules, None if routing is None else routing["weights"], alike, bay=bay
@@ -167,11 +168,20 @@ def _show_bay(out: Any, found: dict[str, Any], bay: dict[str, Any]) -> None:
             told = "; ".join(f"{' and '.join(p['modules'])} {p['cosine']:+.3f}" for p in said[word])
             if told:
                 out.print(f"{word}: {told} (cosines of {of})", soft_wrap=True)
-    routing = [row for row in found["routing"] if row["bay"] == name]
-    for row in routing:
-        _show_routing(out, row)
-    if not routing and found["is"] != "module":
+    routing = _whole([row for row in found["routing"] if row["bay"] == name])
+    if routing is not None:
+        _show_routing(out, routing)
+    elif found["is"] != "module":
         out.print("routing: it reads the input; modbay evaluate RUN --out FOLDER records it")
+
+
+def _whole(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The routing of a bay: its one map, or the mean of those of its sites."""
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    alike = [row["weights"] for row in rows if (row["label"], row["values"]) == (rows[0]["label"], rows[0]["values"])]
+    mean = [[sum(cells) / len(alike) for cells in zip(*lines, strict=True)] for lines in zip(*alike, strict=True)]
+    return {**rows[0], "site": f"{len(alike)} sites, on average", "weights": mean}
 
 
 def _show_routing(out: Any, row: dict[str, Any]) -> None:
