@@ -617,7 +617,7 @@ EXACT = {
     "capacity": lambda: mb.TopK(2, capacity=0.7, renormalise="after"),
     "sigmoid": lambda: mb.TopK(2, score="sigmoid", balance=0.3),
     "base": lambda: mb.Balanced(),
-    "s-base": lambda: mb.Balanced("sinkhorn"),
+    "s-base": lambda: mb.Balanced("sinkhorn", iterations=3),
     "expert choice": lambda: mb.ExpertChoice(),
     "d-select": lambda: mb.DSelect(2, by="token", entropy=0.1),
 }
@@ -656,13 +656,18 @@ def test_routers_of_experts_run_in_bf16_and_are_copied(make):
 COMPILED = {
     "capacity": EXACT["capacity"],
     "bias": lambda: mb.TopK(2, score="sigmoid", bias=1e-3),
-    "s-base": lambda: mb.Balanced("sinkhorn", iterations=3),
+    "s-base": EXACT["s-base"],
     "expert choice": EXACT["expert choice"],
     "d-select": EXACT["d-select"],
 }
 
 
-@pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED)
+# A graph takes seconds to trace: two every time, and all of them in `make test-all`.
+QUICK = ("capacity", "bias")
+TRACED = [pytest.param(m, id=n, marks=[] if n in QUICK else pytest.mark.slow) for n, m in COMPILED.items()]
+
+
+@pytest.mark.parametrize("make", TRACED)
 def test_routers_of_experts_compile_whole(make):
     torch._dynamo.reset()
     layer = mb.Modular(nn.Linear(8, 8), dict.fromkeys(NAMES, mb.LoRA(2)), make(), mb.WeightedSum()).train()

@@ -44,7 +44,8 @@ class TopK(Router):
     of a Mixture. First choices go before second ones, rows in order, or by `priority` the surest first. drop: the share
     of choices that are left out, at random, the others weighing 1/(1 − drop) (NLLB's expert output masking: 0.2).
     bias: the rate at which b in "the k highest of p_i + b_i count" follows the load, up where it is below the mean and
-    down where it is above, once a call; b has no gradient and weighs nothing (Wang et al.: 1e-3).
+    down where it is above, once a call, by the rows of its process; b has no gradient and weighs nothing (Wang et al.:
+    1e-3).
 
     Losses that training adds, by their coefficients. balance: n Σ f_i P_i, f of all choices, or of the first alone
     unless second is "all"; by default 1e-2, or none under noise, a bias or k=None. importance, load: CV² of the weights
