@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import modbay as mb
+from helpers import ROUTERS, ids
 from modbay import losses, methods
 from modbay.core import describe
 from modbay.errors import CallError, CompositionError, LabelError
@@ -634,6 +635,101 @@ def test_polytropon_and_multi_head_routing_in_peft(heads):
     want = theirs.base_model(x, task_ids=torch.tensor([2, 0, 1]))
     assert_close(net(x, task=["z", "x", "y"]), want, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(want, inner.base_layer(x))
+
+
+# Streams
+
+
+def test_ple_is_written_out():
+    tasks, kind = ("x", "y"), mb.FeedForward(4)
+    level = {"x": {"a": kind, "b": kind}, "y": {"a": kind}, "shared": {"a": kind, "b": kind}}
+    net = shaken(methods.ple([level, level], features=8))
+    x = torch.randn(5, 8)
+    streams = dict.fromkeys((*tasks, "shared"), x)
+    for made in net.levels:
+        outs, names = {}, made.inventory.names
+        for i, name in enumerate(names):
+            outs[name] = made.modules_at().one(i, None, streams[name.split("-")[0]], None, mb.Context())
+        after = {}
+        for s, stream in enumerate(streams):
+            may = [n for n in names if stream == "shared" or n.split("-")[0] in (stream, "shared")]
+            gate = streams[stream] @ made.router.gate[s][[names.index(n) for n in may]].mT
+            after[stream] = torch.einsum("bn,nbd->bd", gate.softmax(-1), torch.stack([outs[n] for n in may]))
+        streams = after
+    got = net(x)
+    assert list(got) == ["x", "y"]
+    for task in tasks:
+        assert_close(got[task], streams[task])
+    got["x"].sum().backward()
+    grads = {name: next(part.parameters()).grad for name, part in net.levels[1].parts.named_children()}
+    assert not any(grads[name].any() for name in grads if name.startswith("y")) and grads["x-a"].any()
+    with pytest.raises(CompositionError, match="same tasks"):
+        methods.ple([level, {"x": {"a": kind}}], features=8)
+
+
+def test_soft_modularisation_is_written_out():
+    layers = [{name: nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for name in "abc"} for _ in range(3)]
+    net, x = shaken(methods.soft_modularisation(layers, ("push", "reach"), features=8)), torch.randn(4, 8)
+    got = net(x, task=["reach", "push", "push", "reach"])
+    for r, t in enumerate((1, 0, 0, 1)):
+        told = x[r] * net.codes[t]
+        g, logits = [x[r]] * 3, None
+        for l, layer in enumerate(layers):
+            seen = told if logits is None else net.up[l - 1](logits) * told
+            logits = net.down[l](seen.relu())
+            p = logits.view(-1, 3).softmax(-1)
+            outs = torch.stack([layer[name](one) for name, one in zip("abc", g, strict=True)])
+            g = list(p @ outs)
+        assert len(g) == 1
+        assert_close(got[r], g[0])
+    got.sum().backward()
+    assert net.codes.grad.any() and net.up[0].weight.grad.any()
+    with pytest.raises(CompositionError, match="as many"):
+        methods.soft_modularisation([{"a": nn.Linear(8, 8)}, layers[0]], ("x",), features=8)
+    with pytest.raises(CompositionError, match="streams"):
+        mb.Modular(None, layers[0], mb.Uniform(), mb.Exchange([0, 1, 5]), features=8)(x.expand(3, 4, 8))
+
+
+# Every new router: as a file, compiled, copied, in bfloat16
+
+NEW = ("soft-gate", "tree", "arrow", "phatgoose", "skills-linear", "by-weighed")
+PARTS = pytest.mark.parametrize("part", [part for part in ROUTERS if part.id.startswith(NEW)], ids=ids)
+
+
+@PARTS
+def test_a_new_router_is_saved_and_copied(part, tmp_path):
+    make = lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU())
+    net = make()
+    bay = mb.attach(net, at="0", modules={n: mb.LoRA(2) for n in "abcd"}, router=part.make(), name="bay")
+    with torch.no_grad():
+        for parameter in [*bay.parameters(), *bay.state.router.parameters()]:
+            parameter.copy_(torch.randn_like(parameter))
+    x, given = torch.randn(4, 3, 8), {keyword: label(4) for keyword, label in part.labels.items()}
+    want = net.eval()(x, **given)
+    bay.save(tmp_path)
+    other = make()
+    other.load_state_dict({key: value for key, value in net.state_dict().items() if "_bay" not in key})
+    mb.load(other, tmp_path)
+    assert_close(other.eval()(x, **given), want)
+    assert_close(copy.deepcopy(net)(x, **given), want)
+    assert_close(net.to(torch.bfloat16)(x.bfloat16(), **given).float(), want, rtol=0.2, atol=0.5)
+
+
+@pytest.mark.parametrize("id", ["soft-gate-token", "tree", "phatgoose-gates"])
+def test_a_new_router_compiles(id):
+    torch._dynamo.reset()
+    part = next(part for part in ROUTERS if part.id == id)
+    made, x = layer(part.make(), names="abcd").eval(), torch.randn(4, 3, 8)
+    given = {key: torch.tensor([0, 1, -1, 0]) for key in part.labels}
+    run = torch.compile(made, backend="aot_eager", fullgraph=True)
+    assert_close(run(x, **given), made(x, **given))
+
+
+def test_a_hash_compiles():
+    torch._dynamo.reset()
+    router, ids = built(mb.Hash(of="bigram")), torch.randint(1000, (2, 7))
+    run = torch.compile(lambda ids: hashed(router, ids), backend="aot_eager", fullgraph=True)
+    assert torch.equal(run(ids), hashed(router, ids))
 
 
 # What is refused

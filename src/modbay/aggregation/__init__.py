@@ -4,6 +4,7 @@ from ._again import Again as Again
 from ._average import ParameterAverage as ParameterAverage
 from ._concatenate import Concatenate as Concatenate
 from ._cross_stitch import CrossStitch as CrossStitch
+from ._exchange import Exchange as Exchange
 from ._fusion import AdapterFusion as AdapterFusion
 from ._mixture import Mixture as Mixture
 from ._sequence import Sequence as Sequence

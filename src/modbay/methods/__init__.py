@@ -30,6 +30,8 @@ from ._spec import Method as Method
 from ._spec import Values as Values
 from ._stitched import cross_stitch as cross_stitch
 from ._stitched import sluice as sluice
+from ._streams import ple as ple
+from ._streams import soft_modularisation as soft_modularisation
 from ._supsup import infer_task as infer_task
 from ._supsup import signed_constant as signed_constant
 from ._typology import typology as typology
