@@ -162,3 +162,17 @@ def test_recipes_say_what_they_miss(monkeypatch):
 def test_the_modularity_benchmark_runs():
     rows = recipe("modularity_benchmark").main(["--smoke"])
     assert {row["way"] for row in rows} == {"monolithic", "joint", "operation", "ground-truth", "TopK"}
+
+
+def test_latent_skills_run():
+    latent = recipe("latent_skills")
+    rows = latent.main(["--smoke"])
+    assert [row["way"] for row in rows] == list(latent.WAYS)
+
+
+@pytest.mark.slow
+def test_latent_skills_are_found():
+    latent = recipe("latent_skills")
+    found = latent.run("Polytropon, of products", 0, 500, 200, 8)
+    assert found["purity"] > 0.95 and found["test"] < 0.05
+    assert found["new"] < 0.1 < latent.run("private", 0, 200, 200, 8)["new"]

@@ -47,6 +47,7 @@ class Skills(Router):
                 "tests/test_routers.py::test_skills_are_normalised_gates_by_task",
                 "tests/test_routers.py::test_skills_are_drawn_in_training_as_a_relaxed_bernoulli",
                 "tests/test_tasks.py::test_polytropon_and_multi_head_routing_in_peft",
+                "tests/test_recipes.py::test_latent_skills_are_found",
             ),
             "Polytropon",
             "θ_t = θ + Σ_j (ẑ_tj / Σ ẑ_t) φ_j",
