@@ -401,4 +401,12 @@ ROUTERS: list[Part] = [
     Part("arrow", mb.Prototypes),
     Part("phatgoose", lambda: mb.Prototypes("phatgoose")),
     Part("phatgoose-gates", lambda: mb.Prototypes("phatgoose", label="task"), OWN),
+    Part("policy", mb.Policy),
+    Part("policy-of-tasks", lambda: mb.Policy("example", "task", ["x", "y"], none=True, critic=True), TASKS),
+    Part("policy-gumbel", lambda: mb.Policy(mode="gumbel")),
+    Part("dispatch", lambda: mb.Dispatch(mb.Policy(), [mb.Policy(), mb.Policy()])),
+    Part("switches", lambda: mb.Switches("example")),
+    Part("switches-of-tasks", lambda: mb.Switches(label="task", labels=["x", "y"], normalise=True), TASKS),
+    Part("random", mb.Random),
+    Part("path", lambda: mb.Path("task", {"x": [["a"]], "y": [["b", "a"]]}), TASKS),
 ]

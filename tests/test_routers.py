@@ -206,6 +206,10 @@ LEARNED = {
     "balanced": (mb.Balanced, "centroids", 0),
     "expert-choice": (mb.ExpertChoice, "gate", 0),
     "skills": (lambda: mb.Skills("task", ["x", "y"]), "logits", 1),
+    "policy-table": (mb.Policy, "table", 3),
+    "policy-gate": (mb.Policy, "gate", 2),
+    "switches-table": (mb.Switches, "table", 2),
+    "switches-gate": (lambda: mb.Switches("example"), "gate", 1),
 }
 
 

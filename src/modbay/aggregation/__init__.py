@@ -2,11 +2,13 @@
 
 from ._again import Again as Again
 from ._average import ParameterAverage as ParameterAverage
+from ._competition import Competition as Competition
 from ._concatenate import Concatenate as Concatenate
 from ._cross_stitch import CrossStitch as CrossStitch
 from ._exchange import Exchange as Exchange
 from ._fusion import AdapterFusion as AdapterFusion
 from ._mixture import Mixture as Mixture
+from ._recursion import Recursion as Recursion
 from ._sequence import Sequence as Sequence
 from ._stack import Stack as Stack
 from ._sum import WeightedSum as WeightedSum

@@ -23,6 +23,12 @@ class Network(Replacement):
 
     network: nn.Module
 
+    def __eq__(self, other: object) -> bool:
+        return self is other  # as its network is: equal kinds with as many rows would be run as one
+
+    def __hash__(self) -> int:
+        return id(self)
+
     def init(self, sites):
         return {}
 

@@ -1,5 +1,8 @@
 """Named methods: modules, sites, a router and an aggregator that a paper, or practice, puts together."""
 
+from ._anneal import Anneal as Anneal
+from ._anneal import annealed as annealed
+from ._anneal import two_speeds as two_speeds
 from ._apart import arrow as arrow
 from ._apart import average as average
 from ._at import default_at as default_at
@@ -13,14 +16,19 @@ from ._clusters import balanced_hash as balanced_hash
 from ._clusters import clustered_hash as clustered_hash
 from ._clusters import clusters as clusters
 from ._domains import residual_adapter as residual_adapter
+from ._drawn import Drawn as Drawn
+from ._drawn import RunningMean as RunningMean
+from ._drawn import drawn as drawn
 from ._dump import dump as dump
 from ._dump import dump_at as dump_at
 from ._dump import dump_kind as dump_kind
+from ._em import ModularNetwork as ModularNetwork
 from ._few import t_few as t_few
 from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
+from ._path_net import PathNet as PathNet
 from ._paths import paths as paths
 from ._rag import rag as rag
 from ._ranks import RankBudget as RankBudget
@@ -36,4 +44,5 @@ from ._supsup import infer_task as infer_task
 from ._supsup import signed_constant as signed_constant
 from ._typology import typology as typology
 from ._unipelt import unipelt as unipelt
+from ._wpl import WeightedPolicyLearner as WeightedPolicyLearner
 from ._x_mod import x_mod as x_mod
