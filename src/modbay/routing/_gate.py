@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..abstract import Context, Router, Routing, Site
-from ..errors import CompositionError, SiteError
+from ..errors import CompositionError
+from . import _reading
 from ._by_label import ByLabel
 from ._columns import regrown, renamed
 
@@ -58,7 +59,7 @@ class Gate(Router):
             self.by.rename(old, new)
 
     def forward(self, x: Tensor, c: Context) -> Routing:
-        gates = self._mean(torch.sigmoid(self._logits(x)), c)  # (b, n)
+        gates, _ = _reading.rows(self, torch.sigmoid(self._logits(x)), c, "example", -1)  # (b, n)
         if self.by is None:
             return Routing(weights=gates)
         chosen = self.by(x, c).on(x.device)
@@ -69,17 +70,3 @@ class Gate(Router):
     def _logits(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float(), self.bias.float())
-
-    def _mean(self, gates: Tensor, c: Context) -> Tensor:
-        """The mean over an example's positions (b, …, n), without padding."""
-        mask = c.mask if gates.ndim == 3 else None
-        if mask is None:
-            return gates.flatten(1, -2).mean(1) if gates.ndim > 2 else gates
-        t = gates.shape[1]
-        if mask.shape[1] < t:
-            raise SiteError(
-                f"Gate: the input has {t} positions, the attention mask {mask.shape[1]}: they are not the same "
-                f"positions. Give the router another site, or the call no attention mask."
-            )
-        count = mask[:, -t:].to(gates.dtype).unsqueeze(-1)  # of a cached generation, the newest positions
-        return (gates * count).sum(1) / count.sum(1).clamp(min=1)

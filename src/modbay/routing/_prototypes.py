@@ -14,9 +14,9 @@ from torch import Tensor
 from ..abstract import Context, Router, Routing, Site
 from ..errors import CompositionError
 from ..types import System
+from . import _reading
 from ._by_label import ByLabel
 from ._columns import regrown, renamed
-from ._rows import readable, rows, top
 
 WAYS = {"arrow": 3, "phatgoose": 2}
 
@@ -73,7 +73,7 @@ class Prototypes(Router):
 
     def build(self, names: Sequence[str], site: Site) -> None:
         old = getattr(self, "prototypes", None)
-        width, self.axis = readable("Prototypes", site, None if old is None else old.shape[1]), site.axis
+        width, self.axis = _reading.width(self, site, old), site.axis
         new = torch.zeros(len(names), width, device=site.device, dtype=torch.float32)
         prototypes = regrown(self, "prototypes", self.names, names, new)
         if old is None:
@@ -92,7 +92,8 @@ class Prototypes(Router):
 
     def forward(self, x: Tensor, c: Context) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
-            seen, v = rows("Prototypes", x, c, self.axis, "token"), self.prototypes.float()
+            seen = _reading.full(_reading.rows(self, x, c, "token", self.axis)[0])
+            v = self.prototypes.to(seen.dtype)
             if self.by is not None and c.labels.get(self.label) is not None:  # type: ignore[arg-type]
                 return self._gated(seen @ v.mT, c)
             tau = 1.0
@@ -101,7 +102,7 @@ class Prototypes(Router):
                 seen, v, tau = F.layer_norm(seen, width), F.layer_norm(v, width), v.shape[-1] ** 0.5
             scores = seen @ v.mT if self.way == "phatgoose" else (seen @ v.mT).abs()
             tau = tau if self.temperature is None else self.temperature
-            index, weights = top(scores / tau, WAYS[self.way] if self.k is None else self.k)
+            index, weights = _reading.top(scores / tau, WAYS[self.way] if self.k is None else self.k)
         return Routing(index=index, weights=weights)
 
     def _gated(self, logits: Tensor, c: Context) -> Routing:

@@ -1,4 +1,4 @@
-"""What a learned gate reads: the rows of x, which of them count, and linear scores of them."""
+"""What learned gates share: the rows of x that they read, which of them count, scores of them, and the best."""
 
 from collections.abc import Sequence
 
@@ -71,3 +71,21 @@ def full(x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """W x + b in the precision of x."""
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def top(logits: Tensor, k: int | None, allowed: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+    """(index, weights): the softmax over all that are allowed (None, (…, n)), or over the k best of them (…, k).
+
+    allowed: (…, n), or None for all. An index is −1, and a weight nought, where nothing is left to choose.
+    """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)  # not −∞: a row of these has a gradient
+    if k is None:
+        p = torch.softmax(logits, -1)
+        return None, p if allowed is None else p * allowed
+    best, index = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    p = torch.softmax(best, -1)
+    if allowed is None:
+        return index, p
+    there = allowed.gather(-1, index)
+    return torch.where(there, index, -1), p * there

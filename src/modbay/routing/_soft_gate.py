@@ -19,8 +19,8 @@ from ..abstract import Context, Router, Routing, Site
 from ..errors import CompositionError, LabelError, listed
 from ..losses import load_balance
 from ..types import System
+from . import _reading
 from ._columns import log, regrown, renamed
-from ._rows import granularity, readable, rows, top
 from ._tasks import distinct
 from ._tasks import tasks as numbers
 
@@ -106,7 +106,7 @@ class SoftGate(Router):
         self.labels = distinct("SoftGate", label or "", labels)
         if (label is not None and not self.labels and of == "x") or (table is not None and set(table) != set(labels)):
             raise LabelError(f"SoftGate({label!r}, labels={labels!r}, table=…): each task is named, in a table, too.")
-        self.of, self.by, self.size, self.k, self.balance = of, granularity("SoftGate", by), size, k, balance
+        self.of, self.by, self.size, self.k, self.balance = of, _reading.by("SoftGate", by), size, k, balance
         self.table = None if table is None else {task: list(several) for task, several in table.items()}
         self.axis = -1
         self.gate: Tensor
@@ -123,7 +123,7 @@ class SoftGate(Router):
         fresh = lambda *shape: torch.empty(*shape, device=site.device, dtype=torch.float32)
         if self.reads_x:
             old = getattr(self, "gate", None)
-            width, self.axis = readable("SoftGate", site, None if old is None else old.shape[-1]), site.axis
+            width, self.axis = _reading.width(self, site, old), site.axis
             own = (len(self.labels),) if self.of == "x" and self.labels else ()
             new = fresh(*own, len(names), width).normal_(std=math.sqrt(0.1 / width))
             self.gate = regrown(self, "gate", self.names, names, new, axis=-2)
@@ -187,7 +187,7 @@ class SoftGate(Router):
         with torch.autocast(device_type, enabled=False):
             logits = self._logits(x, c, at, given if features else None)
             there = None if at is None else self._there(at, logits)
-            index, weights = top(logits, self.k, there)
+            index, weights = _reading.top(logits, self.k, there)
             losses = self._losses(logits) if self.training and self.balance else {}
         return Routing(index=index, weights=weights, losses=losses)
 
@@ -197,10 +197,10 @@ class SoftGate(Router):
             code = self._features(features) if at is None else self.codes[at.clamp(min=0)].float()  # type: ignore[index]
             logits = F.linear(code, self.told.float())
         if self.reads_x:
-            seen = rows("SoftGate", x, c, self.axis, self.by)  # (b, d) or (b, t, d)
+            seen = _reading.full(_reading.rows(self, x, c, self.by, self.axis)[0])  # (b, d) or (b, t, d)
             if seen.ndim == 3 and self.of == "both" and logits.ndim == 2:
                 logits = logits.unsqueeze(1)
-            gate = self.gate.float()
+            gate = self.gate.to(seen.dtype)
             if self.of == "x" and at is not None:
                 gate = gate[at.clamp(min=0)]  # (n, d) or (b, n, d)
             logits = logits + (

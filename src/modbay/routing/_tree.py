@@ -13,8 +13,8 @@ from torch import Tensor
 from ..abstract import Context, Router, Routing, Site
 from ..errors import CompositionError, listed
 from ..types import System
+from . import _reading
 from ._columns import regrown, renamed
-from ._rows import granularity, readable, rows
 
 Branch = Mapping[str, Any] | Sequence[str]
 
@@ -45,7 +45,7 @@ class Tree(Router):
 
     def __init__(self, tree: Branch, by: str = "token"):
         super().__init__()
-        self.tree, self.by = _copied(tree), granularity("Tree", by)
+        self.tree, self.by = _copied(tree), _reading.by("Tree", by)
         edges = [child for _, children in _nodes(self.tree) for child in children]
         if not edges or len(set(edges)) != len(edges):
             raise CompositionError(f"Tree({tree!r}): the names of nodes and modules are all different, and some.")
@@ -57,7 +57,7 @@ class Tree(Router):
 
     def build(self, names: Sequence[str], site: Site) -> None:
         old = getattr(self, "gate", None)
-        width, self.axis = readable("Tree", site, None if old is None else old.shape[1]), site.axis
+        width, self.axis = _reading.width(self, site, old), site.axis
         gone = set(self.names).difference(names)
         self.tree = _without(self.tree, gone) if gone else self.tree
         nodes = list(_nodes(self.tree))
@@ -86,7 +86,8 @@ class Tree(Router):
 
     def forward(self, x: Tensor, c: Context) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(rows("Tree", x, c, self.axis, self.by), self.gate.float(), self.bias.float())
+            seen = _reading.full(_reading.rows(self, x, c, self.by, self.axis)[0])
+            logits = _reading.linear(seen, self.gate, self.bias)
             logs = [F.log_softmax(part, -1) for part in logits.split(self.sizes, -1)]
             weights = torch.exp(torch.cat(logs, -1) @ self.paths.float()) * self.inside
         return Routing(weights=weights)
