@@ -27,6 +27,7 @@ MIXABLE = [(case, place) for case, place in cases() if case.id != "head"]  # a h
 def test_every_module_is_an_addition(case: Case, place: str):
     """f(x) + α Δ(x): half the weight is half the change, wherever the module acts."""
     layer = mb.Modular(SITES[place].make(), {"m": case.make()}, mb.Fixed({"m": 1.0}), mb.WeightedSum()).double()
+    layer.train(case.trains)
     with torch.no_grad():
         for parameter in layer.parts.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

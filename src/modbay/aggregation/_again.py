@@ -5,23 +5,42 @@ Artetxe, "Lifting the Curse of Multilinguality by Pre-training Modular Transform
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ..abstract import Aggregator, Context, InputComposition, Kind, Routing, Site
 from ..errors import CompositionError
+from ..types import System
+
+SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_states"
 
 
 class Again(Aggregator):
-    """y = f(f(x) + Σ_i α_i Δ_i): what the modules made of f(x) goes through f itself once more.
+    """y = f(f(x) + Σ_i α_i Δ_i): what the modules made of f(x) goes through f itself once more. Or f(x + Σ_i α_i Δ_i).
 
-    For a site whose output can be its input, a norm. A row without any module gives f(f(x)), so that the base alone is
-    another function than without the bay. Raises CompositionError for an input composition, or where f changes widths.
+        mb.attach(model, "*.output.LayerNorm", {"ner": mb.Bottleneck(reduction=16)}, aggregator=mb.Again("input"))
+
+    start: "output", f(x), or "input", x, to which Δ_i(f(x)) is added: where f is the norm behind a residual sum x, that
+    is the Pfeiffer adapter as the library adapters has it ("seq_bn"), the sum before the norm being its residual.
+    For a site whose output can be its input, a norm. With "output" a row without any module gives f(f(x)), so that the
+    base alone is another function than without the bay. Raises CompositionError for an input composition, where f
+    changes widths, or with "input" for what acts on the input of f itself.
     """
 
+    systems = (
+        System((39,), 'mb.Again("input")', (SAME,), "Pfeiffer adapter, within the norm", "f(x + A(f(x))), f the norm"),
+    )
+
+    def __init__(self, start: Literal["output", "input"] = "output"):
+        super().__init__()
+        if start not in ("output", "input"):
+            raise CompositionError(f'Again(start={start!r}): it is "output" or "input".')
+        self.start = start
+
     def admit(self, kind: Kind, site: Site) -> None:
-        if isinstance(kind, InputComposition) or site.inputs != site.outputs or site.form == "embedding":
+        lost = isinstance(kind, InputComposition) or (kind.enters and self.start == "input")
+        if lost or site.inputs != site.outputs or site.form == "embedding":
             raise CompositionError(
                 f"Again at site {site.name!r} with {type(kind).__name__}: what modules make of the output must be an "
                 f"input of the site. Attach at a norm, or use WeightedSum."
@@ -30,4 +49,6 @@ class Again(Aggregator):
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         if f is None:
             raise CompositionError("Again runs f once more, and there is no f here. Use WeightedSum.")
+        if self.start == "input":
+            return f(x + modules.changes(f, x, f(x), routing, c))
         return f(modules.add(f, x, routing, c))

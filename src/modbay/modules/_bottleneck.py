@@ -22,6 +22,7 @@ from ._common import ACTIVATIONS, drawn, known, positive
 
 SERIAL = "tests/test_kinds.py::test_a_serial_bottleneck_reads_the_output"
 PARALLEL = "tests/test_kinds.py::test_a_parallel_bottleneck_reads_the_input"
+SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_states"
 NORM = "tests/test_kinds.py::test_a_bottleneck_may_normalise_first_and_learn_its_scale"
 
 
@@ -46,10 +47,12 @@ class Bottleneck(FunctionComposition):
 
     batched: ClassVar[bool] = True
     systems: ClassVar[tuple[System, ...]] = (
-        System((38,), 'mb.Bottleneck(64, activation="gelu", std=1e-2)', (SERIAL,), "Houlsby adapter"),
-        System((39,), "mb.Bottleneck(reduction=16)", (SERIAL,), "Pfeiffer adapter"),
+        System((38,), 'mb.Bottleneck(64, activation="gelu", std=1e-2)', (SERIAL, SAME), "Houlsby adapter"),
+        System((39,), "mb.Bottleneck(reduction=16)", (SERIAL, SAME), "Pfeiffer adapter"),
         System((40,), "mb.Bottleneck(64, norm=True)", (NORM,), "Bapna–Firat adapter"),
-        System((41,), 'mb.Bottleneck(512, placement="parallel", scale=4.0)', (PARALLEL,), "scaled parallel adapter"),
+        System(
+            (41,), 'mb.Bottleneck(512, placement="parallel", scale=4.0)', (PARALLEL, SAME), "scaled parallel adapter"
+        ),
     )
     size: int | None = None
     reduction: int | float | None = None

@@ -19,6 +19,7 @@ from ..types import Params, System
 from ._common import ACTIVATIONS, known, positive
 
 FORMULA = "tests/test_lowrank.py::test_compacter_is_a_bottleneck_of_kronecker_products"
+SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_states"
 SHARED = "tests/test_lowrank.py::test_the_layers_of_compacter_share_a"
 
 
@@ -40,7 +41,7 @@ class Compacter(FunctionComposition):
     batched: ClassVar[bool] = True
     neutral: ClassVar[bool] = False
     systems: ClassVar[tuple[System, ...]] = (
-        System((43,), "mb.Compacter()", (FORMULA, SHARED)),
+        System((43,), "mb.Compacter()", (FORMULA, SHARED, SAME)),
         System((43,), "modules={mb.role.ffn_out: mb.Compacter()}", (FORMULA, SHARED), "Compacter++"),
         System((43,), "mb.Compacter(rank=None)", (FORMULA,), "PHM adapter", "a bottleneck with W = Σ_i A_i ⊗ B_i"),
     )

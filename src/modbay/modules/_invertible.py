@@ -19,6 +19,7 @@ from ._common import ACTIVATIONS, drawn, known, positive
 
 INVERSE = "inverse/"  # how names begin at the second site, whose tensors are the first one's
 FORMULA = "tests/test_function.py::test_an_invertible_adapter_is_the_nice_coupling_and_its_inverse"
+SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_states"
 TIED = "tests/test_function.py::test_the_inverse_of_an_invertible_adapter_shares_its_tensors"
 
 
@@ -37,7 +38,9 @@ class Invertible(FunctionComposition):
     """
 
     batched: ClassVar[bool] = True
-    systems: ClassVar[tuple[System, ...]] = (System((44,), "mb.Invertible()", (FORMULA, TIED), "invertible adapter"),)
+    systems: ClassVar[tuple[System, ...]] = (
+        System((44,), "mb.Invertible()", (FORMULA, TIED, SAME), "invertible adapter"),
+    )
     reduction: int | float = 2
     activation: str = "relu"
     std: int | float | None = None
