@@ -151,7 +151,7 @@ def _standing(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     row: dict[str, Any] = {"rules": results[0]["rules"], "way": name, "runs": len(results)}
     row["parameters"] = results[0]["parameters"]
     for key in SAYS:
-        values = [one[key] for one in judged if one[key] is not None]
+        values = [value for one in judged if (value := one[key]) is not None]
         row[key] = statistics.fmean(values) if values else None
         row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     row["seconds"] = statistics.fmean(result["seconds"] for result in results)

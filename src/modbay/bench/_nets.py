@@ -129,7 +129,8 @@ class Core(nn.Module):
         c = Context(labels={"rule": rule})
         routing = self.router(operation if self.sees_operation else x, c)
         y = self.modular(x, routing=routing, context=c)
-        weights = c.routes.get(SCORED, routing).dense(len(self.modular.order)).expand(*rule.shape, -1)
+        used = c.routes.get(SCORED) or routing
+        weights = used.dense(len(self.modular.order)).expand(*rule.shape, -1)
         return y, weights, routing.losses | dict(c.losses)
 
 
