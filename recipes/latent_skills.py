@@ -14,8 +14,18 @@ Built tasks, on which what was found can be held against what is true:
 Then new tasks come, of pairs that no task had, with few rows: Polytropon learns their row of Z alone, modules frozen
 (MHR-z); a shared module is learned on, and a private one from nothing.
 
-purity: the share of (task, skill) whose gate is on the right side of a half of the task's largest, under the best match
-of learned skills to true ones (Hungarian method). test, new: mean squared error over the variance of what W leaves.
+test, new: mean squared error, over that of W alone. purity: the share of (task, skill) that are told right, a gate
+counting if it is above half of its task's largest, under the best match of learned skills to true ones (Hungarian).
+
+    of seeds 0–2             test     new  purity
+    shared                  0.688   0.277
+    private                 0.006   0.579
+    Polytropon              0.319   0.502   0.808
+    MHR, 4 heads            0.326   0.550   0.687
+    Polytropon, of products 0.005   0.010   1.000
+
+Averages of A and of B have cross terms b_i a_j that no task has: they are not the world that made these tasks, and show
+it. Averaged as products, the skills are found exactly, and eight rows are enough for a new pair of them.
 
     python recipes/latent_skills.py [--steps 1000] [--seeds 0 1 2] [--smoke]
 """

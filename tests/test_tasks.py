@@ -307,6 +307,11 @@ def test_a_task_is_routed_by_its_embedding():
     p = logits.softmax(-1)[[1, 0]]
     assert_close(routing.losses["balance"], 0.5 * losses.load_balance(p, index[[1, 0]]))
     assert_close(router(None, context(task=["y", None])).dense(3)[1], torch.zeros(3))
+    tokens = built(mb.SoftGate(by="token", k=1, balance=1.0)).train()
+    x, mask = torch.randn(2, 4, 8), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    p = (x @ tokens.gate.mT).softmax(-1)[mask.bool()]
+    got = tokens(x, mb.Context(arguments={"attention_mask": mask})).losses["balance"]
+    assert_close(got, losses.load_balance(p, p.argmax(-1, keepdim=True)))
     soft = built(mb.SoftGate("task", ("x", "y"), of="label", size=4))
     assert_close(soft(None, context(task="y")).weights, (soft.codes[1] @ soft.told.mT).softmax(-1))
     both = built(mb.SoftGate("task", ("x", "y"), of="both", size=4, by="token"))

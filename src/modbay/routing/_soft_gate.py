@@ -188,7 +188,7 @@ class SoftGate(Router):
             logits = self._logits(x, c, at, given if features else None)
             there = None if at is None else self._there(at, logits)
             index, weights = _reading.top(logits, self.k, there)
-            losses = self._losses(logits) if self.training and self.balance else {}
+            losses = self._losses(logits, c) if self.training and self.balance else {}
         return Routing(index=index, weights=weights, losses=losses)
 
     def _logits(self, x: Any, c: Context, at: Tensor | None, features: Any) -> Tensor:
@@ -220,6 +220,9 @@ class SoftGate(Router):
             there = there & self.allowed[at.clamp(min=0)]
         return (there if there.ndim in (1, like.ndim) else there.unsqueeze(1)).expand(like.shape)
 
-    def _losses(self, logits: Tensor) -> dict[str, Tensor]:
+    def _losses(self, logits: Tensor, c: Context) -> dict[str, Tensor]:
         p = torch.softmax(logits, -1)
-        return {"balance": self.balance * load_balance(p, p.topk(min(self.k or 1, p.shape[-1]), -1).indices)}
+        mask = c.mask if logits.ndim == 3 else None
+        mask = None if mask is None else mask[:, -logits.shape[1] :]  # tokens that are padding do not count
+        index = p.topk(min(self.k or 1, p.shape[-1]), -1).indices
+        return {"balance": self.balance * load_balance(p.reshape(-1, p.shape[-1]), index.flatten(0, -2), mask)}

@@ -34,7 +34,7 @@ class Tree(Router):
 
     systems = (
         System(
-            (99, 115),
+            (99,),
             'mb.Tree({"left": ["a", "b"], "right": ["c", "d"]})',
             (
                 "tests/test_tasks.py::test_a_tree_of_gates_is_nested_mixtures",
