@@ -195,6 +195,23 @@ def test_recording_changes_nothing():
     assert not any(m._forward_hooks for m in model.modules() if isinstance(m, mb.Router))
 
 
+def test_nothing_is_read_back_in_a_call():
+    """Tensors of the meta device have no values: whoever read one would raise."""
+
+    class Soft(mb.Router):
+        def forward(self, x, c):
+            return mb.Routing(weights=x[..., :3].softmax(-1))
+
+    model, bay = made(Soft)
+    model.to("meta")
+    ids, mask = torch.ones(B, T, dtype=torch.long, device="meta"), torch.ones(B, T, device="meta")
+    with bay.record(tokens=100, values={"domain": ["news", "law"]}) as recording:
+        for _ in range(3):
+            recording.label(task=TASKS, domain=torch.zeros(B, dtype=torch.long, device="meta"))
+            model.train()(ids, attention_mask=mask)
+    assert recording.calls == 3
+
+
 def test_a_route_that_learns_is_kept_as_it_was():
     model, bay = made(mb.Fixed({"p": 1.0, "q": 0.0, "r": 0.0}, learned=True))
     ids, _ = drawn()
