@@ -1,5 +1,6 @@
 """Hard routes that are learned: each estimator against its expectation, each router against its equation."""
 
+import copy
 import math
 from contextlib import ExitStack
 
@@ -899,3 +900,26 @@ def test_wrong_arguments_say_what_is_wrong():
             make().build(("a",), describe("ids", nn.Embedding(9, 6)))
         with pytest.raises(CompositionError, match="has 9"):
             built(make()).build(("a",), describe("wide", nn.Linear(9, 6)))
+
+
+SAVED = {
+    "policy": lambda: mb.Policy("example", "task", ["x", "y"], temperature=2.0, none=True, critic=True),
+    "switches": lambda: mb.Switches("example", "task", ["x", "y"], start=0.7),
+    "path": lambda: mb.Path("task", {"x": [["a"]], "y": [["b", "a"]]}),
+    "dispatch": lambda: mb.Dispatch(mb.Policy(), [mb.Policy(None, "task", ["x", "y"]), mb.Policy(None)]),
+}
+
+
+@pytest.mark.parametrize("make", SAVED.values(), ids=SAVED)
+def test_hard_routers_are_saved_and_copied(make, tmp_path):
+    net = nn.Sequential(nn.Linear(8, 6))
+    base = copy.deepcopy(net)
+    bay = mb.attach(net, "0", {"a": mb.LoRA(2), "b": mb.LoRA(2)}, make(), name="bay")
+    for p in [*bay.parameters(), *bay.state.router.parameters()]:
+        nn.init.normal_(p)
+    x, task = torch.randn(4, 8), ["x", "y", None, "x"]
+    want = net.eval()(x, task=task)
+    assert_close(copy.deepcopy(net)(x, task=task), want)
+    bay.save(tmp_path)
+    mb.load(base, tmp_path)
+    assert_close(base.eval()(x, task=task), want)

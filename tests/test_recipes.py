@@ -176,3 +176,15 @@ def test_latent_skills_are_found():
     found = latent.run("Polytropon, of products", 0, 500, 200, 8)
     assert found["purity"] > 0.95 and found["test"] < 0.05
     assert found["new"] < 0.1 < latent.run("private", 0, 200, 200, 8)["new"]
+
+
+def test_em_finds_two_rules():
+    found = recipe("two_rules").main(["--smoke"])[0]
+    assert set(found) == {"one linear map", "EM", "REINFORCE", "noisy top-k"}
+    assert found["EM"]["told"] > 0.95 and found["EM"]["error"] < 0.2 * found["one linear map"]["error"]
+
+
+def test_path_net_carries_over():
+    found = recipe("pathnet").main(["--smoke"])[0]
+    assert found["forgot"] == 0
+    assert all(1 <= found[name] <= 6 for name in ("first", "second", "second, from scratch", "second, fine-tuned"))

@@ -132,7 +132,7 @@ class Policy(Router):
         if critic and mode == "value":
             raise CompositionError("Policy(mode='value', critic=True): its values are those of choices; take one.")
         if (label is None) != (labels is None):
-            raise LabelError(f"Policy(label={label!r}, labels={labels!r}): a keyword, and the list of different tasks.")
+            raise LabelError(f"Policy(label={label!r}, labels={labels!r}): a keyword, and a list of different tasks.")
         self.by, self.label = by, label
         self.labels = None if label is None or labels is None else distinct("Policy", label, labels)
         self.keywords = () if label is None else (label,)
