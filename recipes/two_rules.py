@@ -10,12 +10,17 @@ linear in x chooses between two linear modules; nobody says which rule an exampl
     r  Policy        the controller, π(a | x), linear in x; TopK for the mixture
     A  Mixture       the module that was chosen
 
-Beside EM (methods.ModularNetwork): REINFORCE (losses.reinforce, the reward log p(y | x, a) above a running mean, modules
-learning at what was drawn) and noisy top-k (mb.TopK, k = 1, with the losses of importance and load). All have the same
-data, modules, batches, steps and rates. A run has found the rules if its error on new examples, each by its likeliest
-module, is below one hundredth of what a single linear map has.
+Beside EM (methods.ModularNetwork): REINFORCE (losses.reinforce, the reward log p(y | x, a) above a running mean, or
+above nothing, modules learning at what was drawn) and noisy top-k (mb.TopK, k = 1, with its balancing loss). All have the
+same data, modules, batches, steps and rates. A run has found the rules if its error on new examples, each by its
+likeliest module, is below one hundredth of what a single linear map has.
 
-{figures}
+Of seeds 0 to 2: EM finds the rules in 3 of 3 (error 0.044, where one linear map has 16.8), but here the others do, too,
+where the paper has them stuck: REINFORCE 0.044 (0.039 without a mean), noisy top-k 0.048, 3 of 3 each. With six rules
+(--rules 6 --sigma 0.1 --steps 400 --seeds 0) EM tells 53 % of the examples apart, REINFORCE 67 % and noisy top-k 78 %.
+Where the two Gaussians overlap (--features 2 --apart 1.5 --steps 400, seed 0) it hangs on σ, the deviation of y that
+its likelihood supposes: at 0.1 EM tells 94 %, as REINFORCE does; at 1 it puts all examples to one module (with
+--lr 0.03 --every 3 --steps 600), and REINFORCE does not.
 
     python recipes/two_rules.py [--steps 600] [--seeds 0 1 2] [--smoke]
 """
@@ -33,7 +38,7 @@ from torch import Tensor, nn
 import modbay as mb
 from modbay import losses, methods
 
-METHODS = ("EM", "REINFORCE", "noisy top-k")
+METHODS = ("EM", "REINFORCE", "REINFORCE, b = 0", "noisy top-k")
 
 
 @dataclass
@@ -76,10 +81,10 @@ def train(method: str, data: Data, args: argparse.Namespace) -> mb.Modular:
                 em.expect(rows, run)
                 continue
             loss = em.loss(rows, run)
-        elif method == "REINFORCE":
+        elif method.startswith("REINFORCE"):
             with methods.drawn(net) as routings:
                 fit = run()
-            loss = losses.reinforce(routings.log_prob, fit, baseline(fit)) - fit.mean()
+            loss = losses.reinforce(routings.log_prob, fit, 0.0 if "b = 0" in method else baseline(fit)) - fit.mean()
         else:
             c = mb.Context()
             fit = log_likelihood(net, data.x[rows], data.y[rows], args.sigma, c)
@@ -115,7 +120,7 @@ def run(seed: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
         rows[method] = judged(train(method, seen, args), new)
     for name, row in rows.items():
         row["found"] = float(row["error"] < 0.01 * rows["one linear map"]["error"])
-        print(f"seed {seed}  {name:14}  error {row['error']:8.4f}   rules told {row['told']:.3f}", flush=True)
+        print(f"seed {seed}  {name:16}  error {row['error']:8.4f}   rules told {row['told']:.3f}", flush=True)
     return rows
 
 
@@ -124,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, dict[str, float]]]
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", type=int, default=2, help="and modules")
-    parser.add_argument("--features", type=int, default=2, help="of x and y")
+    parser.add_argument("--features", type=int, default=10, help="of x and y")
     parser.add_argument("--apart", type=float, default=4.0, help="of the means from nought")
-    parser.add_argument("--sigma", type=float, default=0.1, help="the deviation of y that a likelihood supposes")
+    parser.add_argument("--sigma", type=float, default=1.0, help="the deviation of y that a likelihood supposes")
     parser.add_argument("--size", type=int, default=1000, help="examples to learn from")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-2)
@@ -143,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, dict[str, float]]]
     for name in rows[0]:
         mean = {key: sum(row[name][key] for row in rows) / len(rows) for key in ("error", "told")}
         found = sum(row[name]["found"] for row in rows)
-        print(f"{name:14}  {mean['error']:8.4f}   {mean['told']:.3f}   {found:.0f} of {len(rows)}")
+        print(f"{name:16}  {mean['error']:8.4f}   {mean['told']:.3f}   {found:.0f} of {len(rows)}")
     print(f"{time.time() - begun:.0f} s")
     return rows
 

@@ -39,6 +39,7 @@ class Path(Router):
                 TESTS + "test_a_path_has_modules_of_its_own_at_each_site",
                 TESTS + "test_a_tournament_replaces_the_worse_by_a_mutation_of_the_better",
                 TESTS + "test_path_net_freezes_the_winner_and_draws_the_rest_anew",
+                "tests/test_recipes.py::test_path_net_carries_over",
             ),
             "PathNet",
             "y_l = Σ_{i in path_l} m_i(x), the paths evolved by methods.PathNet(bay): the loser ← mutate(the winner)",

@@ -96,7 +96,10 @@ class Policy(Router):
         System(
             (84,),
             "methods.ModularNetwork(bay, size=len(x))",
-            (TESTS + "test_em_keeps_the_best_choice_of_each_example",),
+            (
+                TESTS + "test_em_keeps_the_best_choice_of_each_example",
+                "tests/test_recipes.py::test_em_finds_two_rules",
+            ),
             "Modular networks (EM)",
             "max Σ_n log p(y_n | x_n, a_n) + log π(a_n | x_n), a_n the best of S draws and the best so far",
             "Kirsch, Kunze and Barber, 2018 (arXiv 1811.05249)",

@@ -116,9 +116,7 @@ class Switches(Router):
                 f"and path=True."
             )
         if (label is None) != (labels is None):
-            raise LabelError(
-                f"Switches(label={label!r}, labels={labels!r}): a keyword, and a list of different tasks."
-            )
+            raise LabelError(f"Switches(label={label!r}, labels={labels!r}): a keyword, and a list of different tasks.")
         self.by, self.label = by, label
         self.labels = None if label is None or labels is None else distinct("Switches", label, labels)
         self.keywords = () if label is None else (label,)
