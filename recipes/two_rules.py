@@ -11,8 +11,8 @@ linear in x chooses between two linear modules; nobody says which rule an exampl
     A  Mixture       the module that was chosen
 
 Beside EM (methods.ModularNetwork): REINFORCE (losses.reinforce, the reward log p(y | x, a) above a running mean, or
-above nothing, modules learning at what was drawn) and noisy top-k (mb.TopK, k = 1, with its balancing loss). All have the
-same data, modules, batches, steps and rates. A run has found the rules if its error on new examples, each by its
+above nothing, modules learning at what was drawn) and noisy top-k (mb.TopK, k = 1, with its balancing loss). All have
+the same data, modules, batches, steps and rates. A run has found the rules if its error on new examples, each by its
 likeliest module, is below one hundredth of what a single linear map has.
 
 Of seeds 0 to 2: EM finds the rules in 3 of 3 (error 0.044, where one linear map has 16.8), but here the others do, too,
