@@ -89,7 +89,7 @@ class Tree(Router):
             seen = _reading.full(_reading.rows(self, x, c, self.by, self.axis)[0])
             logits = _reading.linear(seen, self.gate, self.bias)
             logs = [F.log_softmax(part, -1) for part in logits.split(self.sizes, -1)]
-            weights = torch.exp(torch.cat(logs, -1) @ self.paths.float()) * self.inside
+            weights = torch.exp(torch.cat(logs, -1) @ self.paths.to(logits.dtype)) * self.inside
         return Routing(weights=weights)
 
 
