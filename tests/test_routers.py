@@ -299,3 +299,30 @@ def test_tasks_are_different_names():
     for labels in ("xyz", ["x", "x"]):
         with pytest.raises(LabelError, match="different names"):
             mb.Skills("task", labels)
+
+
+# The level of routing
+
+
+def test_a_router_is_global_or_of_a_layer():
+    """One object is one route for all sites, by the call's input; a callable is a gate at each, by the site's own."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 8)
+    modules = {name: mb.LoRA(2) for name in "abc"}
+    for router, gates in ((mb.TopK(1), 1), (lambda: mb.TopK(1), 3)):
+        net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+        bay = mb.attach(net, at=["0", "1", "2"], modules=modules, router=router, name="level")
+        with bay.record() as recording:
+            net(x)
+        assert sum(isinstance(m, mb.TopK) for m in net.modules()) == gates
+        assert len({tuple(row["weights"][0]) for row in recording.rows()}) <= gates
+        bay.detach()
+
+
+def test_a_path_has_a_policy_for_each_site_on_the_same_input():
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    router = mb.Policy(path=True)
+    bay = mb.attach(net, at=["0", "1", "2"], modules={name: mb.LoRA(2) for name in "abc"}, router=router, name="level")
+    assert router.gate.shape[0] == 3
+    net.eval()(torch.randn(6, 8))
+    assert [route.index.shape for route in (bay.routing().at(site) for site in ("0", "1", "2"))] == [(6, 1)] * 3

@@ -77,4 +77,16 @@ SYSTEMS = (
         "GShard's routing, the second drawn by p, and expert output masking: a share of the choices left out",
         'NLLB Team, "No Language Left Behind", 2022 (arXiv 2207.04672).',
     ),
+    System(
+        (115,),
+        "router=mb.TopK(1)",
+        (
+            "tests/test_routers.py::test_a_router_is_global_or_of_a_layer",
+            "tests/test_routers.py::test_a_path_has_a_policy_for_each_site_on_the_same_input",
+            "tests/test_hard.py::test_a_dispatcher_sends_rows_to_agents",
+        ),
+        "Level of routing",
+        "one α for all sites; router=lambda: mb.TopK(1), one a site; mb.Policy(path=True), a path; mb.Dispatch, a tree",
+        section="4.3",
+    ),
 )
