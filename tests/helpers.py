@@ -382,6 +382,8 @@ ROUTERS: list[Part] = [
     Part("expert-choice", mb.ExpertChoice),
     Part("d-select", lambda: mb.DSelect(2, by="token")),
     Part("d-select-all", lambda: mb.DSelect(2, by="all", entropy=0.0)),
+    Part("types", lambda: mb.Types(5, threshold=1.1)),
+    Part("types-example", lambda: mb.Types(5, by="example", threshold=None, learned=True)),
     Part("bm25", lambda: mb.BM25(TEXTS, k=2), QUERIES),
     Part("gate", mb.Gate),
     Part(

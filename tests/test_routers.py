@@ -326,3 +326,48 @@ def test_a_path_has_a_policy_for_each_site_on_the_same_input():
     assert router.gate.shape[0] == 3
     net.eval()(torch.randn(6, 8))
     assert [route.index.shape for route in (bay.routing().at(site) for site in ("0", "1", "2"))] == [(6, 1)] * 3
+
+
+# Types
+
+
+def test_types_match_signatures_by_their_angle():
+    torch.manual_seed(0)
+    router, x = built(mb.Types(5, threshold=1.1, bandwidth=0.5)), torch.randn(4, 3, 8)
+    weights = router(x, context()).weights
+    hidden = nn.functional.gelu(x @ router.infer[0].weight.mT + router.infer[0].bias)
+    types = hidden @ router.infer[2].weight.mT + router.infer[2].bias
+    for row in [(0, 0), (1, 2), (3, 1)]:
+        t = types[row]
+        apart = [1 - (s @ t) / (s.norm() * t.norm()) for s in router.signatures]
+        near = torch.stack([(-d / 0.5).exp() if d < 1.1 else torch.zeros(()) for d in apart])
+        assert_close(weights[row], near / (near.sum() + 1e-6))
+    assert not router.signatures.requires_grad
+    weights.sum().backward()
+    assert router.infer[0].weight.grad is not None
+    assert router.log_sigma.grad is not None
+
+
+def test_a_type_that_nobody_takes_passes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8))
+    x = torch.randn(4, 3, 8)
+    want = net(x)
+    bay = mb.attach(net, at="0", modules={name: mb.LoRA(2) for name in "ab"}, router=mb.Types(5, threshold=1e-4))
+    for parameter in bay.parameters():
+        nn.init.normal_(parameter)
+    assert_close(net(x), want)
+
+
+def test_a_new_signature_leaves_the_others_where_they_were():
+    router = built(mb.Types(5))
+    before = router.signatures.detach().clone()
+    router.build(("a", "b", "c", "d"), SITE)
+    assert torch.equal(router.signatures[:3], before)
+    assert not router.signatures.requires_grad
+    assert (router.signatures[3] - before.mean(0)).abs().max() > 0.1
+
+
+def test_types_refuse_what_is_not_above_nought():
+    with pytest.raises(CompositionError, match="threshold"):
+        mb.Types(threshold=0.0)

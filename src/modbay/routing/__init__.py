@@ -19,4 +19,5 @@ from ._soft_gate import SoftGate as SoftGate
 from ._switches import Switches as Switches
 from ._top_k import TopK as TopK
 from ._tree import Tree as Tree
+from ._types import Types as Types
 from ._uniform import Uniform as Uniform
