@@ -5,6 +5,7 @@ Rahaman, Gondal, Joshi, Gehler, Bengio, Locatello and Schölkopf, "Dynamic Infer
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,8 @@ class Types(Router):
     def forward(self, x: Tensor, c: Context) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
             rows = _reading.full(_reading.rows(self, x, c, self.by, self.axis)[0])
-            first, _, last = self.infer  # type: ignore[misc]
+            layers: Any = self.infer
+            first, last = layers[0], layers[2]
             types = _reading.linear(F.gelu(_reading.linear(rows, first.weight, first.bias)), last.weight, last.bias)
             signatures = F.normalize(self.signatures.to(types.dtype), dim=-1)
             apart = 1 - F.normalize(types, dim=-1) @ signatures.mT
