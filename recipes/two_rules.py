@@ -20,7 +20,10 @@ where the paper has them stuck: REINFORCE 0.044 (0.039 without a mean), noisy to
 (--rules 6 --sigma 0.1 --steps 400 --seeds 0) EM tells 53 % of the examples apart, REINFORCE 67 % and noisy top-k 78 %.
 Where the two Gaussians overlap (--features 2 --apart 1.5 --steps 400, seed 0) it hangs on σ, the deviation of y that
 its likelihood supposes: at 0.1 EM tells 94 %, as REINFORCE does; at 1 it puts all examples to one module (with
---lr 0.03 --every 3 --steps 600), and REINFORCE does not.
+--lr 0.03 --every 3 --steps 600), and REINFORCE does not. Of seed 1 at 0.1 EM tells 91 %, REINFORCE and top-k 93 %.
+The defaults are a setting in which EM works, chosen after some others: the first, overlapping Gaussians drawn at random
+(σ = 1, 2,000 steps, three seeds), had each way find the rules once, at mean errors of 0.204 by EM, 0.068 by REINFORCE
+and 0.092 by noisy top-k.
 
     python recipes/two_rules.py [--steps 600] [--seeds 0 1 2] [--smoke]
 """

@@ -71,3 +71,31 @@ def test_a_packed_bay_compiles_once():
     bay.pack()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, task=torch.tensor([0, 2, 1, -1, 0])), expected)
+
+
+@pytest.mark.parametrize("kind", [mb.LoRA(2), mb.IA3(), mb.LoRA(1, bias=True)])
+def test_a_mixed_batch_sorted_over_a_pool_equals_a_loop(kind, monkeypatch):
+    """Also once a module has gone and another has come, so that the pool no longer holds all of them in order."""
+    monkeypatch.setattr("modbay.core._sums._by_example", lambda m, p, x: False)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 6))
+    bay = mb.attach(model, [nn.Linear], dict.fromkeys("abcd", kind), name="task")
+    labels, x = ["d", "a", "c", "b", "a", "d"], torch.randn(6, 3, 8)
+
+    def check() -> None:
+        each = [model(row.unsqueeze(0), task=label) for row, label in zip(x, labels, strict=True)]
+        torch.testing.assert_close(model(x, task=labels), torch.cat(each))
+
+    def stir() -> None:
+        with torch.no_grad():
+            for parameter in bay.parameters():
+                parameter.add_(torch.randn_like(parameter))
+
+    stir()
+    bay.pack()
+    assert all(pool.whole for m in bay.modulars.values() for pool in m.pools)
+    check()
+    bay.remove("a").add("e", kind)
+    assert not any(pool.whole for m in bay.modulars.values() for pool in m.pools)
+    stir()
+    labels[:] = ["e", "c", "b", "e", "d", "c"]
+    check()

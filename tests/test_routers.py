@@ -328,6 +328,13 @@ def test_a_path_has_a_policy_for_each_site_on_the_same_input():
     assert [route.index.shape for route in (bay.routing().at(site) for site in ("0", "1", "2"))] == [(6, 1)] * 3
 
 
+def test_fixed_at_weight_one_has_nothing_to_weigh():
+    routing = built(mb.Fixed({"c": 1.0, "a": 1.0}))(None, context())
+    assert routing.weights is None
+    assert_close(routing.dense(3), torch.tensor([1.0, 0.0, 1.0]))
+    assert built(mb.Fixed({"a": 1.0}, learned=True))(None, context()).weights is not None
+
+
 # Types
 
 

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..abstract import Context, Router, Routing, Site
-from ..errors import CompositionError, LabelError, listed
+from ..errors import CompositionError, listed
 from ..losses import information
 from ..ops import straight_through
 from ..types import System
+from . import _reading
 from ._columns import regrown, renamed
-from ._reading import rows as rows_of
-from ._reading import width as width_of
-from ._tasks import distinct
+from ._tasks import declared
 from ._tasks import tasks as tasks_of
 
 MODES = ("sample", "value", "gumbel", "straight-through")
@@ -123,8 +122,6 @@ class Policy(Router):
         information: float = 0.0,
     ):
         super().__init__()
-        if by not in ("example", "token", None):
-            raise CompositionError(f"Policy(by={by!r}): a route is chosen by 'example', by 'token', or None.")
         if mode not in MODES:
             raise CompositionError(f"Policy(mode={mode!r}): it is one of {listed(MODES)}.")
         if temperature <= 0 or not 0 <= epsilon <= 1 or depth < 1:
@@ -134,11 +131,8 @@ class Policy(Router):
             )
         if critic and mode == "value":
             raise CompositionError("Policy(mode='value', critic=True): its values are those of choices; take one.")
-        if (label is None) != (labels is None):
-            raise LabelError(f"Policy(label={label!r}, labels={labels!r}): a keyword, and a list of different tasks.")
-        self.by, self.label = by, label
-        self.labels = None if label is None or labels is None else distinct("Policy", label, labels)
-        self.keywords = () if label is None else (label,)
+        self.by, self.label = _reading.by("Policy", by, ("example", "token", None)), label
+        self.keywords, self.labels = declared("Policy", label, labels)
         self.mode, self.temperature, self.epsilon, self.dense = mode, temperature, epsilon, dense
         self.critic, self.none, self.depth, self.path = critic, none, depth, path
         self.entropy, self.information = entropy, information
@@ -165,7 +159,7 @@ class Policy(Router):
         self.names, self.columns = tuple(names), columns
 
     def _build_gate(self, columns: Sequence[str], site: Site, places: int) -> None:
-        width = width_of(self, site, getattr(self, "gate", None))
+        width = _reading.width(self, site, getattr(self, "gate", None))
         self.axis = site.axis
         gate = torch.empty(places, self.depth, len(columns), width, device=site.device).normal_(std=0.02)
         self.gate = regrown(self, "gate", self.columns, columns, gate, axis=-2)
@@ -189,7 +183,7 @@ class Policy(Router):
         tasks = None
         if self.label is not None:
             tasks = tasks_of(c.label(self.label), self.labels or (), self.label, self.table.device)
-        rows, mask = (None, None) if self.by is None else rows_of(self, x, c, self.by, self.axis)
+        rows, mask = (None, None) if self.by is None else _reading.rows(self, x, c, self.by, self.axis)
         with torch.autocast(self.table.device.type, enabled=False):
             logits = self._scores(rows, tasks, step)
             logits = logits / self.temperature if self.mode in ("sample", "straight-through") else logits

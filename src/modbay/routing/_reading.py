@@ -10,12 +10,12 @@ from ..abstract import Context, Router, Site
 from ..errors import CompositionError, SiteError
 
 
-def by(router: str, given: str, ways: Sequence[str] = ("token", "example")) -> str:
+def by(router: str, given: str | None, ways: Sequence[str | None] = ("token", "example")) -> str:
     """The granularity, checked; raises CompositionError."""
     if given not in ways:
-        said = " or ".join(f"by {way!r}" for way in ways)
+        said = " or ".join("None" if way is None else f"by {way!r}" for way in ways)
         raise CompositionError(f"{router}(by={given!r}): a route is chosen {said}.")
-    return given
+    return given  # type: ignore[return-value]
 
 
 def width(router: Router, site: Site, before: Tensor | None = None) -> int:

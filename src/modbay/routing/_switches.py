@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..abstract import Context, Router, Routing, Site
-from ..errors import CompositionError, LabelError, listed
+from ..errors import CompositionError, listed
 from ..losses import sharing, skipping
 from ..ops import logistic, straight_through
 from ..types import System
+from . import _reading
 from ._columns import regrown, renamed
-from ._reading import rows as rows_of
-from ._reading import width as width_of
-from ._tasks import distinct
+from ._tasks import declared
 from ._tasks import tasks as tasks_of
 
 MODES = ("gumbel", "soft", "straight-through", "sample")
@@ -101,8 +100,6 @@ class Switches(Router):
         sharing: float = 0.0,
     ):
         super().__init__()
-        if by not in ("example", "token", None):
-            raise CompositionError(f"Switches(by={by!r}): a route is chosen by 'example', by 'token', or None.")
         if mode not in MODES:
             raise CompositionError(f"Switches(mode={mode!r}): it is one of {listed(MODES)}.")
         if not 0 < start < 1 or temperature <= 0 or (last is not None and last < 0):
@@ -115,11 +112,8 @@ class Switches(Router):
                 f"Switches(sparsity={sparsity}, sharing={sharing}): these are of tasks and layers: give label, labels "
                 f"and path=True."
             )
-        if (label is None) != (labels is None):
-            raise LabelError(f"Switches(label={label!r}, labels={labels!r}): a keyword, and a list of different tasks.")
-        self.by, self.label = by, label
-        self.labels = None if label is None or labels is None else distinct("Switches", label, labels)
-        self.keywords = () if label is None else (label,)
+        self.by, self.label = _reading.by("Switches", by, ("example", "token", None)), label
+        self.keywords, self.labels = declared("Switches", label, labels)
         self.mode, self.temperature, self.start, self.normalise = mode, temperature, start, normalise
         self.path, self.last, self.sparsity, self.sharing = path, last, sparsity, sharing
         self.axis = -1
@@ -139,7 +133,7 @@ class Switches(Router):
         table = torch.empty(places, tasks, len(names), device=site.device).normal_(logit, 1e-3)
         self.table = regrown(self, "table", self.names, names, table, axis=-1)
         if self.by is not None:
-            width = width_of(self, site, getattr(self, "gate", None))
+            width = _reading.width(self, site, getattr(self, "gate", None))
             self.axis = site.axis
             gate = torch.empty(places, len(names), width, device=site.device).normal_(std=0.02)
             self.gate = regrown(self, "gate", self.names, names, gate, axis=-2)
@@ -152,7 +146,7 @@ class Switches(Router):
         tasks = None
         if self.label is not None:
             tasks = tasks_of(c.label(self.label), self.labels or (), self.label, self.table.device)
-        rows = None if self.by is None else rows_of(self, x, c, self.by, self.axis)[0]
+        rows = None if self.by is None else _reading.rows(self, x, c, self.by, self.axis)[0]
         with torch.autocast(self.table.device.type, enabled=False):
             z = self._scores(rows, tasks)  # (places, …, n)
             alpha = self._alpha(z)

@@ -25,6 +25,15 @@ def distinct(who: str, keyword: str, labels: Sequence[str]) -> list[str]:
     return list(labels)
 
 
+def declared(who: str, keyword: str | None, labels: Sequence[str] | None) -> tuple[tuple[str, ...], list[str] | None]:
+    """(the keywords, the tasks) of a router that may know tasks: none of either, or a keyword and its labels."""
+    if keyword is None and labels is None:
+        return (), None
+    if keyword is None or labels is None:
+        raise LabelError(f"{who}(label={keyword!r}, labels={labels!r}): a keyword, and a list of different tasks.")
+    return (keyword,), distinct(who, keyword, labels)
+
+
 def _number(label: str | None, labels: Sequence[str], keyword: str) -> int:
     if label is None:
         return -1
