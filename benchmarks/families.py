@@ -33,7 +33,7 @@ from modbay.demo import Utterance, load, minilm
 
 BATCH, LENGTH = 16, 24
 FFN = mb.span(mb.role.ffn_in, mb.role.ffn_out)
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
