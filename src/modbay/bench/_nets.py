@@ -124,9 +124,11 @@ class Core(nn.Module):
         self.sees_operation, self.router = seen is not None, router
         router.build(list(kinds), Site("core", inputs=seen or inputs, outputs=outputs))
 
-    def forward(self, x: Tensor, operation: Tensor, rule: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(y, weights (…, n), losses)."""
-        c = Context(labels={"rule": rule})
+    def forward(
+        self, x: Tensor, operation: Tensor, rule: Tensor, target: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(y, weights (…, n), losses). Routers may read the rule, and the target, which they have in training alone."""
+        c = Context(labels={"rule": rule} if target is None else {"rule": rule, "target": target})
         routing = self.router(operation if self.sees_operation else x, c)
         y = self.modular(x, routing=routing, context=c)
         used = c.routes.get(SCORED) or routing
@@ -165,11 +167,11 @@ class MLPNet(nn.Module):
         )
         self.decoder = mlp(dim, encoder, 1)
 
-    def forward(self, x: Tensor, rule: Tensor) -> Said:
-        """x (b, 2), rule (b,)."""
+    def forward(self, x: Tensor, rule: Tensor, target: Tensor | None = None) -> Said:
+        """x (b, 2), rule and target (b,)."""
         operation = self.operation(one_hot(rule, self.rules))
         read = torch.cat([self.number(x[:, :1]), self.number(x[:, 1:]), operation], -1)
-        y, weights, losses = self.core(read, operation, rule)
+        y, weights, losses = self.core(read, operation, rule, target)
         return Said(self.decoder(y).squeeze(-1), weights, losses)
 
 
@@ -192,8 +194,8 @@ class MHANet(nn.Module):
         )
         self.decoder = mlp(encoder, encoder, 1)
 
-    def forward(self, x: Tensor, rule: Tensor) -> Said:
-        """x (b, t, 4R), rule (b, t)."""
+    def forward(self, x: Tensor, rule: Tensor, target: Tensor | None = None) -> Said:
+        """x (b, t, 4R), rule and target (b, t)."""
         operation = one_hot(rule, self.rules)
         x = self.encoder(torch.cat([x, operation], -1))
         q, k, v = (
@@ -203,7 +205,7 @@ class MHANet(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=others)  # (b, n · heads, t, size)
         out = out.transpose(1, 2).flatten(2).unflatten(-1, (self.n, -1))
         read = torch.cat([out, self.own(x).unflatten(-1, (self.n, -1))], -1).flatten(2)
-        y, weights, losses = self.core(read, operation, rule)
+        y, weights, losses = self.core(read, operation, rule, target)
         return Said(self.decoder(y).squeeze(-1), weights, losses)
 
 
@@ -220,13 +222,14 @@ class RNNNet(nn.Module):
         self.core = Core(kinds, read, out, way.router(), way.aggregator(), rules if way.operation else None)
         self.decoder = mlp(self.size, self.size, 1)
 
-    def forward(self, x: Tensor, rule: Tensor) -> Said:
-        """x (b, t, 1), rule (b, t)."""
+    def forward(self, x: Tensor, rule: Tensor, target: Tensor | None = None) -> Said:
+        """x (b, t, 1), rule and target (b, t)."""
         operation = one_hot(rule, self.rules)
         x = self.encoder(torch.cat([x, operation], -1))
         state, outs, weights, losses = x.new_zeros(len(x), 2 * self.size), [], [], {}
         for t in range(x.shape[1]):
-            state, w, step = self.core(torch.cat([x[:, t], state], -1), operation[:, t], rule[:, t])
+            now = None if target is None else target[:, t]
+            state, w, step = self.core(torch.cat([x[:, t], state], -1), operation[:, t], rule[:, t], now)
             outs.append(state[:, : self.size])
             weights.append(w)
             losses = {name: losses.get(name, 0.0) + value / x.shape[1] for name, value in step.items()}

@@ -30,6 +30,7 @@ class Setting:
     steps: int = 5000
     batch: int = 256
     lr: float = 1e-3
+    decay: bool = False  # the rate falls to nought, linearly
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -67,16 +68,19 @@ def train(network: nn.Module, data: Rules, setting: Setting, told: Callable[[int
     """Adam, gradients of an RNN cut at norm 1 as in the paper; the routers' own losses added."""
     generator = torch.Generator().manual_seed(setting.seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=setting.lr)
+    left = lambda step: 1 - step / setting.steps if setting.decay else 1.0
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, left)
     network.train()
     for step in range(setting.steps):
         batch = data.draw(setting.batch, generator)
-        said = network(batch.x, batch.rule)
+        said = network(batch.x, batch.rule, batch.y)
         loss = loss_of(setting.task, said.y, batch.y).mean() + sum(said.losses.values())
         optimiser.zero_grad()
         loss.backward()
         if setting.family == "rnn":
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
+        schedule.step()
         if told is not None and (step + 1) % 100 == 0:
             told(step + 1, float(loss.detach()))
 

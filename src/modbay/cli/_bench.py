@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks that judge routing.")
 
-WAYS = ("monolithic", "modular", "joint", "operation", "ground-truth", "TopK", "{TopK: {k: 2}}")
+WAYS = ("monolithic", "modular", "joint", "operation", "ground-truth", "TopK", "Scouts")
 HEADS = (
     "rules",
     "way",

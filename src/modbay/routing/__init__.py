@@ -14,6 +14,7 @@ from ._path import Path as Path
 from ._policy import Policy as Policy
 from ._prototypes import Prototypes as Prototypes
 from ._random import Random as Random
+from ._scouts import Scouts as Scouts
 from ._skills import Skills as Skills
 from ._soft_gate import SoftGate as SoftGate
 from ._switches import Switches as Switches
