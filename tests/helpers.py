@@ -409,6 +409,7 @@ ROUTERS: list[Part] = [
     Part("dispatch", lambda: mb.Dispatch(mb.Policy(), [mb.Policy(), mb.Policy()])),
     Part("switches", lambda: mb.Switches("example")),
     Part("switches-of-tasks", lambda: mb.Switches(label="task", labels=["x", "y"], normalise=True), TASKS),
+    Part("scouts", mb.Scouts),
     Part("random", mb.Random),
     Part("path", lambda: mb.Path("task", {"x": [["a"]], "y": [["b", "a"]]}), TASKS),
 ]

@@ -40,8 +40,8 @@ class Scouts(Router):
         L = mean Σ_i q_i (ℓ(s_i(x), y) − log p_i),    q_i ∝ p_i exp(−ℓ(s_i(x), y)/τ), without gradient
 
     which is expectation maximisation of a mixture of linear experts; τ is what makes the errors likeliest, so that
-    competition gets harder as they fall. A linear expert can't follow two rules at once, as a module may: what parts the
-    rows for scouts is what the rows differ by. Modules learn from the first step where the route sends their rows.
+    competition gets harder as they fall. A linear expert can't follow two rules at once, as a module may, so that what
+    parts the rows for scouts is what the rows differ by. Modules learn at once, where the route of the day sends rows.
 
     target: the label of a call that holds y, (b,) or (b, outputs), by token (b, t) or (b, t, outputs). loss:
     "absolute", "squared" or "binary" (y of 0 and 1). by: "token", x (b, t, d) or (b, d), or "example", x averaged over
