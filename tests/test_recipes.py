@@ -180,8 +180,9 @@ def test_latent_skills_are_found():
 
 def test_em_finds_two_rules():
     found = recipe("two_rules").main(["--smoke"])[0]
-    assert set(found) == {"one linear map", "EM", "REINFORCE", "REINFORCE, b = 0", "noisy top-k"}
-    assert found["EM"]["told"] > 0.95 and found["EM"]["error"] < 0.2 * found["one linear map"]["error"]
+    assert found["EM"]["far"] < 0.05 and found["EM"]["told"] > 0.75
+    for name in ("REINFORCE", "REINFORCE, b = 0", "noisy top-2", "noisy top-1", "top-1, weight 1"):
+        assert found[name]["far"] > 0.1, name
 
 
 def test_path_net_carries_over():
