@@ -189,3 +189,10 @@ def test_path_net_carries_over():
     found = recipe("pathnet").main(["--smoke"])[0]
     assert found["forgot"] == 0
     assert all(1 <= found[name] <= 6 for name in ("first", "second", "second, from scratch", "second, fine-tuned"))
+
+
+def test_path_net_counts_by_pairs():
+    pathnet = recipe("pathnet")
+    rows = [{"second": 10, "second, from scratch": 14}, {"second": 20, "second, from scratch": 28}]
+    assert pathnet.saved(rows) == pytest.approx((6.0, 2.0))
+    assert pathnet.ratio(rows) == pytest.approx((1.4, 1.4, 1.4))
