@@ -1,6 +1,7 @@
 """The recipes run as they stand, small, and something that must hold of each method holds."""
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -167,15 +168,30 @@ def test_the_modularity_benchmark_runs():
 def test_latent_skills_run():
     latent = recipe("latent_skills")
     rows = latent.main(["--smoke"])
-    assert [row["way"] for row in rows] == list(latent.WAYS)
+    assert [(row["world"], row["way"]) for row in rows] == list(itertools.product(latent.WORLDS, latent.WAYS))
+
+
+def test_skills_that_are_known_are_pure():
+    latent = recipe("latent_skills")
+    for world, way in (("one average", "Polytropon"), ("two halves", "MHR")):
+        made = latent.World(0, latent.WORLDS[world])
+        bay = latent.network(made, way)
+        known = made.z[: latent.KNOWN, :, [2, 0, 3, 1]]  # in any order
+        with torch.no_grad():
+            bay.state.router.logits.copy_((known * 20 - 10).view_as(bay.state.router.logits))
+        assert latent.purity(made, bay) == 1.0
+        sets = [{tuple(task.tolist()) for task in made.z[tasks, 0]} for tasks in (list(made.known), list(made.new))]
+        assert len(sets[0]) == latent.KNOWN and not sets[0] & sets[1]
 
 
 @pytest.mark.slow
-def test_latent_skills_are_found():
+@pytest.mark.parametrize("world, way", [("one average", "Polytropon"), ("two halves", "MHR")])
+def test_latent_skills_are_found(world, way):
     latent = recipe("latent_skills")
-    found = latent.run("Polytropon, of products", 0, 500, 200, 8)
-    assert found["purity"] > 0.95 and found["test"] < 0.05
-    assert found["new"] < 0.1 < latent.run("private", 0, 200, 200, 8)["new"]
+    found = latent.run(world, way, 0, 600, 6, 8)
+    assert found["purity"] > 0.95 and found["test"] < 0.02
+    for other in ("shared", "private"):
+        assert found["routing"] < 0.1 < latent.run(world, other, 0, 600, 1, 8)["all"]
 
 
 def test_em_finds_two_rules():

@@ -59,6 +59,7 @@ class Skills(Router):
                 "tests/test_tasks.py::test_heads_route_parts_of_the_parameters",
                 "tests/test_tasks.py::test_a_new_task_is_learned_by_routing_alone",
                 "tests/test_tasks.py::test_polytropon_and_multi_head_routing_in_peft",
+                "tests/test_recipes.py::test_latent_skills_are_found",
             ),
             "MHR",
             "φ_t = [Σ_j α_thj φ_j^h]_h, the parts h of the parameters routed apart",
