@@ -25,7 +25,7 @@ def built(router: mb.Scouts, n: int = 3) -> mb.Scouts:
 
 
 def context(y: torch.Tensor, mask: torch.Tensor | None = None) -> mb.Context:
-    return mb.Context(labels={"target": y}, mask=mask)
+    return mb.Context(labels={"target": y}, arguments={} if mask is None else {"attention_mask": mask})
 
 
 @pytest.mark.parametrize("loss", ["absolute", "squared", "binary"])
@@ -35,7 +35,7 @@ def test_the_loss_has_the_gradients_of_a_mixture_s_likelihood(loss):
     router(x, context(y)).losses["scouts"].backward()
     got = {name: tensor.grad.clone() for name, tensor in router.named_parameters()}
     router.zero_grad()
-    guess = 10 * torch.einsum("nod,bd->bno", router.scouts, x)[..., 0] + router.bias[:, 0]
+    guess = 10 * (torch.einsum("nod,bd->bn", router.scouts, x) + router.bias[:, 0])
     each = {
         "absolute": lambda: (guess - y[:, None]).abs(),
         "squared": lambda: (guess - y[:, None]) ** 2,
@@ -52,7 +52,7 @@ def test_the_loss_has_the_gradients_of_a_mixture_s_likelihood(loss):
 def test_the_deviation_follows_the_errors():
     router, x, y = built(mb.Scouts(search=0)), torch.randn(9, 5), torch.randn(9)
     first = router(x, context(y))
-    each = (10 * torch.einsum("nod,bd->bn", router.scouts, x) + router.bias[:, 0] - y[:, None]).abs()
+    each = (10 * (torch.einsum("nod,bd->bn", router.scouts, x) + router.bias[:, 0]) - y[:, None]).abs()
     log_p = (router.speed * x @ router.gate.mT).log_softmax(-1)
     q = (log_p - each / each.mean()).softmax(-1)
     assert_close(router.error, (q * each).sum(-1).mean())
@@ -137,7 +137,7 @@ def test_in_a_bay_the_target_is_a_label_of_the_call():
     bay = mb.attach(net, at="0", modules={n: mb.LoRA(2) for n in "ab"}, router=mb.Scouts("y", outputs=2))
     x, y = torch.randn(3, 5), torch.randn(3, 2)
     net.train()(x, y=y)
-    assert bay.losses()["scouts"].requires_grad
+    assert bay.losses()["modules.scouts"].requires_grad
     with pytest.raises(LabelError, match="'y'"):
         net(x)
     net.eval()(x)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..abstract import Context, Router, Routing, Site
 from ..core import recomputing
 from ..errors import CallError, CompositionError, listed
+from ..types import System
 from . import _reading
 from ._columns import rearranged, regrown, renamed
 
@@ -47,7 +48,7 @@ class Scouts(Router):
     "absolute", "squared" or "binary" (y of 0 and 1). by: "token", x (b, t, d) or (b, d), or "example", x averaged over
     its positions. search: in the first so many calls a scout with less than 0.6/n of the rows becomes, each `every`
     calls, nearly a copy of the one with the largest share of the loss; and what x is made of learns from scouts, too.
-    speed: by how much W counts, and so how much faster it learns under Adam; V counts tenfold.
+    speed: by how much W counts, and so how much faster it learns under Adam; V and b count tenfold.
 
     Everything here is in fp32, is linear in x, and costs n · outputs · d multiplications a row. Evaluation reads no
     target. The search reads numbers back from the device and breaks the graph of compiled code; several processes move
@@ -55,7 +56,20 @@ class Scouts(Router):
     or width, LabelError for none in training.
     """
 
-    systems = ()
+    systems = (
+        System(
+            (),
+            "mb.Scouts()",
+            (
+                "tests/test_scouts.py::test_the_loss_has_the_gradients_of_a_mixture_s_likelihood",
+                "tests/test_scouts.py::test_scouts_find_the_rules_of_the_benchmark",
+            ),
+            "Scouts",
+            "α = one at arg max_i w_i · x, W by EM of linear experts: mean Σ_i q_i (ℓ(s_i(x), y) − log p_i)",
+            "modbay's own, of competition (Jacobs et al., 1991) and EM (Kirsch et al., 2018, arXiv 1811.05249)",
+            "4.2.1",
+        ),
+    )
 
     def __init__(
         self,
