@@ -16,7 +16,6 @@ from torch import Tensor
 from ..abstract import Context, Router, Routing, Site
 from ..core import recomputing
 from ..errors import CallError, CompositionError, listed
-from ..types import System
 from . import _reading
 from ._columns import rearranged, regrown, renamed
 
@@ -55,21 +54,6 @@ class Scouts(Router):
     scouts alike where they share buffers, as DistributedDataParallel does. Raises CallError for a target of other rows
     or width, LabelError for none in training.
     """
-
-    systems = (
-        System(
-            (),
-            "mb.Scouts()",
-            (
-                "tests/test_scouts.py::test_the_loss_has_the_gradients_of_a_mixture_s_likelihood",
-                "tests/test_scouts.py::test_scouts_find_the_rules_of_the_benchmark",
-            ),
-            "Scouts",
-            "α = one at arg max_i w_i · x, W by EM of linear experts: mean Σ_i q_i (ℓ(s_i(x), y) − log p_i)",
-            "modbay's own, of competition (Jacobs et al., 1991) and EM (Kirsch et al., 2018, arXiv 1811.05249)",
-            "4.2.1",
-        ),
-    )
 
     def __init__(
         self,
