@@ -421,6 +421,14 @@ def test_recursion_applies_what_the_router_chooses_next():
     assert_close(adapter(x)[0], adapter.f(adapter.f(x[0])))
 
 
+def test_losses_of_every_step_are_the_bay_s():
+    net, modules = nn.Sequential(nn.Linear(4, 4)), {n: mb.LoRA(1) for n in "ab"}
+    bay = mb.attach(net, "0", modules, lambda: mb.TopK(1, balance=0.1), mb.Recursion(3), name="deep")
+    net.train()(torch.randn(5, 4))
+    assert list(bay.losses()) == ["deep.balance"]
+    assert [name for name, _ in bay.session.last.losses] == ["deep.balance"] * 3
+
+
 def test_a_row_that_halts_stays_as_it_is():
     layer = mb.Modular(None, blocks(one=1.0, ten=10.0), Program(), mb.Recursion(3, halt=True), features=2)
     assert_close(layer(torch.zeros(3, 2)), torch.tensor([[3.0], [1.0], [10.0]]).expand(3, 2))

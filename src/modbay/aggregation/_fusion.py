@@ -59,7 +59,7 @@ class AdapterFusion(Aggregator):
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         if self.regularise and self.training:
             eye = torch.eye(self.width, device=x.device, dtype=self.value.weight.dtype)  # type: ignore[arg-type]
-            c.add_loss("fusion", self.regularise * (eye - self.value.weight).square().sum())
+            c.add_loss(f"{modules.prefix}fusion", self.regularise * (eye - self.value.weight).square().sum())
         ids = modules.active(routing)
         if not ids:
             return f(x) if f is not None else torch.zeros_like(x)

@@ -62,7 +62,7 @@ class Recursion(Aggregator):
         try:
             for step in range(self.depth):
                 c.state["step"] = step
-                route = routing if step == 0 else self._asked(modules, v, c)
+                route = routing if step == 0 else modules.route(v, c)
                 rest = _resting(route, v)
                 rest = rest if done is None else rest | done
                 if self.halt and not torch.compiler.is_compiling() and bool(rest.all()):
@@ -79,13 +79,6 @@ class Recursion(Aggregator):
             c.state.clear()
             c.state.update(before)
         return v
-
-    def _asked(self, modules: Any, v: Tensor, c: Context) -> Routing:
-        """The router's next word, its losses kept."""
-        route = modules.route(v, c).on(v.device)
-        for name, value in route.losses.items():
-            c.add_loss(name, value)
-        return route
 
     def _replaces(self, modules: Any) -> bool:
         return all(part is None or part.kind.replaces for part in modules.parts)

@@ -163,7 +163,8 @@ class Modular(nn.Module):
             pool.whole = False  # type: ignore[assignment]
 
     def modules_at(self, router: Any = None) -> Modules:
-        return Modules(self.order, self.numbers, self.site, self.inventory.names, router or self.router)
+        names = self.inventory.names
+        return Modules(self.order, self.numbers, self.site, names, router or self.router, self.prefix)
 
     def forward(
         self, x: Tensor, *, routing: Routing | None = None, context: Context | None = None, **labels: Labels

@@ -17,17 +17,23 @@ from ._plan import Arrangement
 class Modules:
     """The modules of one site in one call: what an aggregator is given to run them, all of it grouped."""
 
-    __slots__ = ("kinds", "names", "parts", "router", "site")
+    __slots__ = ("kinds", "names", "parts", "prefix", "router", "site")
 
-    def __init__(self, parts: Sequence[Any], kinds: Arrangement, site: Site, names: Sequence[str], router: Any):
+    def __init__(
+        self, parts: Sequence[Any], kinds: Arrangement, site: Site, names: Sequence[str], router: Any, prefix: str = ""
+    ):
         self.parts, self.kinds, self.site, self.names, self.router = parts, kinds, site, names, router
+        self.prefix = prefix  # of the names of losses
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def route(self, x: Tensor, c: Context) -> Routing:
-        """Ask the router again, with another input (recursion, trees)."""
-        return self.router(x, c)
+        """Ask the router again, with another input (recursion, trees); its losses are kept."""
+        routing = self.router(x, c)
+        for name, value in routing.losses.items():
+            c.add_loss(self.prefix + name, value)
+        return routing.on(x.device)
 
     def active(self, routing: Routing) -> list[int]:
         """The modules that a routing for the whole batch names, as far as the host knows: else all of them."""
