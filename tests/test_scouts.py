@@ -28,20 +28,24 @@ def context(y: torch.Tensor, mask: torch.Tensor | None = None) -> mb.Context:
     return mb.Context(labels={"target": y}, arguments={} if mask is None else {"attention_mask": mask})
 
 
-@pytest.mark.parametrize("loss", ["absolute", "squared", "binary"])
+@pytest.mark.parametrize("loss", ["absolute", "squared", "binary", "classes"])
 def test_the_loss_has_the_gradients_of_a_mixture_s_likelihood(loss):
     """−Σ log Σ_i p_i exp(−ℓ_i/τ) has those of EM: of experts up to 1/τ, of the gate to the bit."""
-    router, x, y = built(mb.Scouts(loss=loss, search=0)), torch.randn(7, 5), (torch.randn(7) > 0).float()
+    outputs = 3 if loss == "classes" else 1
+    router, x = built(mb.Scouts(loss=loss, search=0, outputs=outputs)), torch.randn(7, 5)
+    y = torch.randint(3, (7,)) if loss == "classes" else (torch.randn(7) > 0).float()
     router(x, context(y)).losses["scouts"].backward()
     got = {name: tensor.grad.clone() for name, tensor in router.named_parameters()}
     router.zero_grad()
-    guess = 10 * (torch.einsum("nod,bd->bn", router.scouts, x) + router.bias[:, 0])
+    several = 10 * (torch.einsum("nod,bd->bno", router.scouts, x) + router.bias)
+    guess = several[..., 0]
     each = {
         "absolute": lambda: (guess - y[:, None]).abs(),
         "squared": lambda: (guess - y[:, None]) ** 2,
         "binary": lambda: nn.functional.softplus(guess) - y[:, None] * guess,
+        "classes": lambda: several.logsumexp(-1) - several[torch.arange(7), :, y],
     }[loss]()
-    tau = 1.0 if loss == "binary" else each.mean().detach() * (2 if loss == "squared" else 1)
+    tau = 1.0 if loss in ("binary", "classes") else each.mean().detach() * (2 if loss == "squared" else 1)
     log_p = (router.speed * x @ router.gate.mT).log_softmax(-1)
     (-torch.logsumexp(log_p - each / tau, -1).mean()).backward()
     assert_close(got["gate"], router.gate.grad)
@@ -71,6 +75,13 @@ def test_padding_counts_for_nothing():
     assert_close(got, dense(x[mask.bool()], context(y[mask.bool()])).losses["scouts"])
     assert_close(padded.used, dense.used)
     assert_close(padded.error, dense.error)
+
+
+def test_a_class_below_nought_teaches_nothing():
+    router, x = built(mb.Scouts(loss="classes", outputs=3, search=0)), torch.randn(4, 5)
+    router(x, context(torch.full((4,), -100))).losses["scouts"].backward()
+    for tensor in router.parameters():
+        assert_close(tensor.grad, torch.zeros_like(tensor))
 
 
 def test_the_least_used_scout_moves_to_the_one_that_errs_most():
@@ -150,6 +161,11 @@ def test_in_a_bay_the_target_is_a_label_of_the_call():
 def test_a_target_of_other_rows_is_refused(shape):
     with pytest.raises(CallError, match="target"):
         built(mb.Scouts())(torch.randn(3, 5), context(torch.randn(shape)))
+
+
+def test_a_class_that_there_is_not_is_refused():
+    with pytest.raises(CallError, match="the class 3"):
+        built(mb.Scouts(loss="classes", outputs=3))(torch.randn(2, 5), context(torch.tensor([0, 3])))
 
 
 @pytest.mark.parametrize(

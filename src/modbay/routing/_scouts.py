@@ -25,6 +25,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # guess (…, n, o
     "binary": lambda guess, target: F.binary_cross_entropy_with_logits(
         guess, target.expand_as(guess), reduction="none"
     ).sum(-1),
+    "classes": lambda guess, target: -(target * guess.log_softmax(-1)).sum(-1),
 }
 PER_DEVIATION = {"absolute": 1.0, "squared": 2.0}  # exp(−ℓ/b) of Laplace, exp(−ℓ/2σ²) of Gauss
 PACE = 10.0  # by how much a scout's weights count, so that scouts are done while modules still learn
@@ -44,8 +45,9 @@ class Scouts(Router):
     parts the rows for scouts is what the rows differ by. Modules learn at once, where the route of the day sends rows.
 
     target: the label of a call that holds y, (b,) or (b, outputs), by token (b, t) or (b, t, outputs). loss:
-    "absolute", "squared" or "binary" (y of 0 and 1). by: "token", x (b, t, d) or (b, d), or "example", x averaged over
-    its positions. search: in the first so many calls a scout with less than 0.6/n of the rows becomes, each `every`
+    "absolute", "squared", "binary" (y of 0 and 1), or "classes" (y a number below `outputs`, (b,) or (b, t); one below
+    nought, as −100, teaches nothing). by: "token", x (b, t, d) or (b, d), or "example", x averaged over its positions.
+    search: in the first so many calls a scout with less than 0.6/n of the rows becomes, each `every`
     calls, nearly a copy of the one with the largest share of the loss; and what x is made of learns from scouts, too.
     speed: by how much W counts, and so how much faster it learns under Adam; V and b count tenfold.
 
@@ -122,15 +124,24 @@ class Scouts(Router):
         return (q * (each - log_p)).sum()
 
     def _target(self, c: Context, read: Tensor) -> Tensor:
-        """y (…, 1, outputs), of the rows that are read."""
-        given = torch.as_tensor(c.label(self.target)).to(read)
-        want = (*read.shape[:-1], self.outputs)
-        if given.numel() != want[0] * (want[1] if len(want) > 2 else 1) * self.outputs or len(given) != want[0]:
+        """y (…, 1, outputs), of the rows that are read; a class is one-hot."""
+        given = torch.as_tensor(c.label(self.target), device=read.device)
+        rows, classes = tuple(read.shape[:-1]), self.loss == "classes"
+        want = rows if classes else (*rows, self.outputs)
+        if tuple(given.shape) not in (want, rows if self.outputs == 1 else want):
             raise CallError(
-                f"Scouts(target={self.target!r}, outputs={self.outputs}) needs a target {want}, but it is "
-                f"{tuple(given.shape)}: give one a row that is routed, or say by='example', or another outputs."
+                f"Scouts(target={self.target!r}, loss={self.loss!r}, outputs={self.outputs}) needs a target {want}, "
+                f"but it is {tuple(given.shape)}: give one a row that is routed, say by='example', or other outputs."
             )
-        return given.reshape(want).unsqueeze(-2)
+        if classes:
+            if self.searching and given.numel() and int(given.max()) >= self.outputs:  # it waits for the device anyway
+                raise CallError(
+                    f"Scouts(loss='classes', outputs={self.outputs}) was given the class {int(given.max())} as "
+                    f"{self.target!r}: outputs is the number of classes."
+                )
+            kinds = torch.arange(self.outputs, device=read.device)
+            return (given.unsqueeze(-1) == kinds).to(read.dtype).unsqueeze(-2)
+        return given.to(read.dtype).reshape(*rows, 1, self.outputs)
 
     @torch.no_grad()
     def _posterior(self, each: Tensor, log_p: Tensor, mask: Tensor | None) -> Tensor:
