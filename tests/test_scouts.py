@@ -30,13 +30,12 @@ def context(y: torch.Tensor, mask: torch.Tensor | None = None) -> mb.Context:
 
 @pytest.mark.parametrize("loss", ["absolute", "squared", "binary", "classes"])
 def test_the_loss_has_the_gradients_of_a_mixture_s_likelihood(loss):
-    """−Σ log Σ_i p_i exp(−ℓ_i/τ) has those of EM: of experts up to 1/τ, of the gate to the bit."""
+    """−Σ log Σ_i p_i exp(−ℓ_i/τ) has those of EM: of experts up to 1/τ, of the gate as they are."""
     outputs = 3 if loss == "classes" else 1
     router, x = built(mb.Scouts(loss=loss, search=0, outputs=outputs)), torch.randn(7, 5)
     y = torch.randint(3, (7,)) if loss == "classes" else (torch.randn(7) > 0).float()
-    router(x, context(y)).losses["scouts"].backward()
-    got = {name: tensor.grad.clone() for name, tensor in router.named_parameters()}
-    router.zero_grad()
+    learned = (router.gate, router.scouts, router.bias)
+    gate, *experts = torch.autograd.grad(router(x, context(y)).losses["scouts"], learned)
     several = 10 * (torch.einsum("nod,bd->bno", router.scouts, x) + router.bias)
     guess = several[..., 0]
     each = {
@@ -47,10 +46,9 @@ def test_the_loss_has_the_gradients_of_a_mixture_s_likelihood(loss):
     }[loss]()
     tau = 1.0 if loss in ("binary", "classes") else each.mean().detach() * (2 if loss == "squared" else 1)
     log_p = (router.speed * x @ router.gate.mT).log_softmax(-1)
-    (-torch.logsumexp(log_p - each / tau, -1).mean()).backward()
-    assert_close(got["gate"], router.gate.grad)
-    for name in ("scouts", "bias"):
-        assert_close(got[name], tau * getattr(router, name).grad)
+    want, *of_experts = torch.autograd.grad(-torch.logsumexp(log_p - each / tau, -1).mean(), learned)
+    assert_close(gate, want)
+    assert_close(experts, [tau * tensor for tensor in of_experts])
 
 
 def test_the_deviation_follows_the_errors():
@@ -70,7 +68,8 @@ def test_padding_counts_for_nothing():
     x, y = torch.randn(2, 4, 5), torch.randn(2, 4)
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     padded, dense = built(mb.Scouts(search=0)), built(mb.Scouts(search=0))
-    padded.error.fill_(0.5), dense.error.fill_(0.5)
+    for router in (padded, dense):
+        router.error.fill_(0.5)
     got = padded(x, context(y, mask)).losses["scouts"]
     assert_close(got, dense(x[mask.bool()], context(y[mask.bool()])).losses["scouts"])
     assert_close(padded.used, dense.used)
@@ -92,20 +91,14 @@ def test_the_least_used_scout_moves_to_the_one_that_errs_most():
     for call in range(12):
         for each in (router, twin):
             each(x, context(y))
-        far = [(router.scouts[0] - router.scouts[i]).norm().item() for i in (1, 2)]
-        moved = not torch.equal(router.scouts, before.scouts)
-        assert moved == (call >= 4)
+        assert torch.equal(router.scouts, before.scouts) == (call < 4)
         if call == 4:
-            assert far[1] < 0.6 * before.scouts[2].norm() and far[1] < far[0]
+            far = [(router.scouts[0] - router.scouts[i]).norm() for i in (1, 2)]
+            assert far[1] < far[0] and far[1] < 0.6 * before.scouts[2].norm()
             assert torch.equal(router.scouts[1:], before.scouts[1:])
-        router.used.fill_(1 / 3), twin.used.fill_(1 / 3)
-        if call < 3:
-            router.used.copy_(before.used), twin.used.copy_(before.used)
-            router.blame.copy_(before.blame), twin.blame.copy_(before.blame)
-        elif call == 3:
-            for each in (router, twin):
-                each.used.copy_(before.used)
-                each.blame.copy_(before.blame)
+        for each in (router, twin):  # as they were until they move, and from then on all are used
+            each.used.copy_(before.used if call < 4 else torch.full((3,), 1 / 3))
+            each.blame.copy_(before.blame)
     assert torch.equal(router.scouts, twin.scouts)  # the same draws in every process
     assert not router.searching and int(router.calls) >= 9
 
