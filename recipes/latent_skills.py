@@ -28,8 +28,8 @@ right, a gate counting if it is above half of its task's largest, under the best
     shared                       0.601           0.330
     private                      0.004           0.617
     hypernetwork                 0.004    0.006  0.103  0.659   0.700
-    Polytropon                   0.004    0.008  0.109  0.278   1.000  16 of 30
-    MHR                          0.004    0.008  0.110  0.278   1.000  18 of 30
+    Polytropon                   0.004    0.008  0.109  0.278   1.000  17 of 30
+    MHR                          0.004    0.008  0.110  0.278   1.000  20 of 30
 
     of seeds 0–4, two halves
     shared                       0.587           0.381
