@@ -11,6 +11,7 @@ ModbayError
 ├── DataError               data to learn from: files, columns, rows, classes; every bad row with its file and line
 ├── ConfigError             what was asked of a run: an unknown method or argument, a base or folder that isn't there
 ├── Interrupted             Ctrl-C, after all was saved
+├── MergeError              what is to be merged does not fit, or not as asked: names, shapes, weights, densities
 ├── ProofError              what was to stay bit for bit did not
 └── FileError               what is on disk: truncated, extra, misshapen, not finite, not safetensors
     └── BaseMismatch        a module that was trained on another base
@@ -59,6 +60,10 @@ class ConfigError(ModbayError, ValueError):
 
 class Interrupted(ModbayError):
     """The user stopped a run; what it had reached is saved."""
+
+
+class MergeError(ModbayError, ValueError):
+    """Models can't be merged as asked, or at all."""
 
 
 class ProofError(ModbayError, RuntimeError):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .. import abstract, losses, sparsity
+from .. import abstract, losses, merging, sparsity
 from ..types import System
 from ._classes import PLACES, classes
 from ._named import METHODS
@@ -61,9 +61,10 @@ def catalogue() -> list[Entry]:
 
 
 def _functions() -> Iterator[Callable]:
-    """The public functions that say which systems they make."""
-    for place in (losses, sparsity, sys.modules[str(__package__)]):
+    """The public functions that say which systems they make, and the one class of merging."""
+    for place in (losses, sparsity, merging, sys.modules[str(__package__)]):
         yield from (f for f in vars(place).values() if inspect.isfunction(f) and hasattr(f, "systems"))
+    yield merging.RunningMean
 
 
 def _of_class(cls: type) -> Iterator[Entry]:
@@ -79,8 +80,9 @@ def _of_class(cls: type) -> Iterator[Entry]:
 def _of_function(function: Callable) -> Iterator[Entry]:
     said = inspect.cleandoc(function.__doc__ or "")
     shown = f"{function.__name__}{_bare(inspect.signature(function))}"
+    axis = "aggregation" if function.__module__.startswith(merging.__name__) else "composition"
     for one in function.systems:  # type: ignore[attr-defined]
-        yield _entry(one, function.__name__, "composition", "3.5", said, _source(function), None, shown)
+        yield _entry(one, function.__name__, axis, "3.5", said, _source(function), None, shown)
 
 
 def _of_method(method: Method) -> Iterator[Entry]:

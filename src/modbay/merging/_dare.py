@@ -1,0 +1,109 @@
+"""DARE: most entries of a task vector are dropped at random, and what is left is made larger for it.
+
+Yu, Yu, Yu, Huang and Li, "Language Models are Super Mario", 2024 (arXiv 2311.03099).
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..types import System, systems
+from ._arithmetic import onto, vectors
+from ._models import State, alone, each, one_of, share, weighing, weighted_sum
+from ._ties import resolve
+
+RESCALE = ("density", "l1", None)
+
+
+def drop(
+    vector: Tensor, density: float, rescale: str | None = "density", generator: torch.Generator | None = None
+) -> Tensor:
+    """m ⊙ τ / p, m ~ Bernoulli(p): its mean over draws is τ. Arguments as `dare`'s; drawn on the generator's device."""
+    share("dare", density)
+    one_of("dare", "rescale", rescale, RESCALE)
+    if density == 1:
+        return vector
+    device = vector.device if generator is None else generator.device
+    mask = torch.full(vector.shape, density, device=device).bernoulli(generator=generator).to(vector.device)
+    kept = vector * mask
+    if rescale == "density":
+        return kept / density
+    if rescale == "l1":
+        before, after = vector.abs().sum(), kept.abs().sum()
+        return torch.where((before < 1e-7) | (after < 1e-7), kept, kept * (before / after))
+    return kept
+
+
+@systems(
+    System(
+        (127,),
+        "merging.dare(models, base, density=0.1)",
+        (
+            "tests/test_merging.py::test_the_laws_of_merging",
+            "tests/test_merging.py::test_dare_keeps_its_share_and_its_mean",
+            "tests/test_merging.py::test_dare_is_peft_s_and_mergekit_s",
+        ),
+        "DARE",
+        section="5.1",
+    ),
+    System(
+        (127,),
+        'merging.dare(models, base, density=0.1, elect="mass")',
+        ("tests/test_merging.py::test_dare_is_peft_s_and_mergekit_s",),
+        "DARE-TIES",
+        "TIES of m_i ⊙ τ_i / p, m_i ~ Bernoulli(p), instead of trimmed τ_i",
+        section="5.1",
+    ),
+)
+def dare(
+    models: Sequence[State],
+    base: State | None,
+    weights: Sequence[float] | None = None,
+    density: float = 0.1,
+    scale: float = 1.0,
+    rescale: str | None = "density",
+    elect: str | None = None,
+    weighted: bool = True,
+    mean: str = "sum",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """θ₀ + λ Σ_i w_i m_i ⊙ τ_i / p, m_i ~ Bernoulli(p), p the `density`, λ the `scale`; or TIES of these with `elect`.
+
+    density: the share that is kept; the paper drops 0.9 and more. base: None if the models are task vectors already.
+    rescale: "density", by 1/p, the paper's, peft's and fusion_bench's; "l1", so that Σ|τ| stays, which is what mergekit
+    does now; None, not at all. elect: None, a sum ("dare_linear"); or how signs are elected ("dare_ties"), and then
+    weighted and mean: as for `ties`. mergekit's dare_ties: rescale="l1", elect="mass". peft's: base=None, elect="mass",
+    weighted=False, mean="count".
+    seed: what is dropped follows from it, the tensor's name and the model's place, and not from what else is merged.
+    Raises MergeError for models that do not fit, weights that are not one a model, or an argument that there is not.
+    """
+
+    def core(name: str, tensors: list[Tensor], start: Tensor | None) -> Tensor:
+        drawn = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        return dare_tensor(tensors, start, weights, density, scale, rescale, elect, weighted, mean, drawn)
+
+    return each("dare", models, base, core)
+
+
+def dare_tensor(
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    weights: Sequence[float] | None = None,
+    density: float = 0.1,
+    scale: float = 1.0,
+    rescale: str | None = "density",
+    elect: str | None = None,
+    weighted: bool = True,
+    mean: str = "sum",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`dare`, of the tensors of one name, drawn one after the other. generator: torch's own if None."""
+    given = weighing("dare", weights, len(tensors))
+    one = alone([scale * w for w in given])
+    if one is not None and density == 1 and (elect is None or weighted):
+        return tensors[one].clone()
+    dropped = [drop(d, density, rescale, generator) for d in vectors(tensors, base)]
+    mixed = weighted_sum(dropped, given) if elect is None else resolve(dropped, given, elect, weighted, mean)
+    return onto(base, scale * mixed, tensors[0])
