@@ -36,7 +36,7 @@ class RunningMean:
     systems: ClassVar[tuple[System, ...]] = (
         System((122,), "merging.RunningMean()", TESTS, "SWA", "θ̄ ← θ̄ + (θ − θ̄)/(n + 1)", section="5.1"),
         System(
-            (116,), "merging.RunningMean(decay=0.999)", TESTS, "exponential moving average", "θ̄ ← d θ̄ + (1 − d) θ",
+            (), "merging.RunningMean(decay=0.999)", TESTS, "exponential moving average", "θ̄ ← d θ̄ + (1 − d) θ",
             section="5.1",
         ),
     )  # fmt: skip
