@@ -36,3 +36,18 @@ from ._ties import thresholds as thresholds
 from ._ties import ties as ties
 from ._ties import ties_tensor as ties_tensor
 from ._ties import trim as trim
+"""Merging as pure functions: tensors by name in, tensors by name out; they know no models, files or configs."""
+
+from ._curve import bezier as bezier
+from ._curve import interpolated as interpolated
+from ._curve import polychain as polychain
+from ._permutations import Permutations as Permutations
+from ._permutations import PermutationSpec as PermutationSpec
+from ._permutations import permutation_sizes as permutation_sizes
+from ._permutations import permuted as permuted
+from ._permutations import unpermuted as unpermuted
+from ._rebasin import match_activations as match_activations
+from ._rebasin import match_weights as match_weights
+from ._transport import ot_fusion as ot_fusion
+from ._transport import transport_plans as transport_plans
+from ._transport import transported as transported

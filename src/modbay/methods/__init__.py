@@ -11,10 +11,16 @@ from ._at import place as place
 from ._catalogue import AXES as AXES
 from ._catalogue import Entry as Entry
 from ._catalogue import catalogue as catalogue
+from ._chain import permutation_spec as permutation_spec
 from ._clusters import allocation as allocation
 from ._clusters import balanced_hash as balanced_hash
 from ._clusters import clustered_hash as clustered_hash
 from ._clusters import clusters as clusters
+from ._connect import Path as Path
+from ._connect import along as along
+from ._connect import barrier as barrier
+from ._connect import connect as connect
+from ._connect import ends as ends
 from ._domains import residual_adapter as residual_adapter
 from ._drawn import Drawn as Drawn
 from ._drawn import RunningMean as RunningMean
@@ -32,6 +38,8 @@ from ._path_net import PathNet as PathNet
 from ._paths import paths as paths
 from ._rag import rag as rag
 from ._ranks import RankBudget as RankBudget
+from ._repair import activations as activations
+from ._repair import repair as repair
 from ._side import side_tuning as side_tuning
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
