@@ -6,9 +6,10 @@ Qin et al., 2022 (arXiv 2210.14102).
 """
 
 import argparse
+import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ import modbay as mb
 from modbay import merging, methods
 
 HIDDEN = {"P1": "0", "P2": "2", "P3": "4"}  # the layers whose units are permuted
-State = dict[str, Tensor]
+Row = dict[str, float]
 
 
 def digits(small: bool) -> list[tuple[Tensor, Tensor]]:
@@ -40,89 +41,115 @@ def digits(small: bool) -> list[tuple[Tensor, Tensor]]:
 
 
 def network(inputs: int, width: int) -> nn.Sequential:
-    """A perceptron of three hidden layers, as the paper's."""
+    """A perceptron of three hidden layers."""
     sizes = [inputs, width, width, width]
-    hidden = [layer for i, o in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(i, o), nn.ReLU())]
+    hidden = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, 10))
 
 
-def learn(net: nn.Module, data: tuple[Tensor, Tensor], args: argparse.Namespace, bay: mb.Bay | None = None) -> None:
+def learn(net: nn.Module, data: tuple[Tensor, Tensor], steps: int, args: argparse.Namespace) -> None:
     """Adam on what learns, in batches drawn at random."""
     x, y = data
-    learns = [p for p in net.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(learns, args.lr)
-    for _ in range(args.steps if bay is None else args.module_steps):
+    optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], args.lr)
+    for _ in range(steps):
         rows = torch.randint(len(x), (args.batch,))
         optimiser.zero_grad()
         F.cross_entropy(net(x[rows]), y[rows]).backward()
         optimiser.step()
 
 
-def loss(model, batch: tuple[Tensor, Tensor]) -> Tensor:
+def loss(model: Callable, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def error(model, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return (model(batch[0]).argmax(-1) != batch[1]).float().mean()
+def measured(net: nn.Module, curve: Callable, test: tuple[Tensor, Tensor], n: int) -> Row:
+    """Along a path: the barriers of the test's loss and error, and the accuracy in the middle and at the ends."""
+    errors = []
+
+    def both(model: Callable, batch: tuple[Tensor, Tensor]) -> Tensor:
+        out = model(batch[0])
+        errors.append((out.argmax(-1) != batch[1]).float().mean().item())
+        return F.cross_entropy(out, batch[1])
+
+    path = methods.along(net, curve, [test], both, n)
+    wrong = methods.Path(path.t, errors)
+    return {
+        "loss": path.barrier,
+        "error": wrong.barrier,
+        "middle": 1 - errors[n // 2],
+        "ends": 1 - (errors[0] + errors[-1]) / 2,
+    }
 
 
-def measured(net: nn.Module, curve, test: tuple[Tensor, Tensor], n: int) -> dict[str, float]:
-    """The barriers of loss and of accuracy along a path, and the accuracy in its middle."""
-    paths = [methods.along(net, curve, [test], of, n) for of in (loss, error)]
-    return {"loss": paths[0].barrier, "accuracy": paths[1].barrier, "middle": 1 - paths[1].losses[n // 2]}
-
-
-def networks(seed: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def networks(seed: int, args: argparse.Namespace) -> dict[str, Row]:
     """Two networks from two seeds, and every way between them."""
     data, test = digits(args.smoke)
     nets = []
     for i in range(2):
         torch.manual_seed(2 * seed + i)
         nets.append(network(data[0].shape[1], args.width))
-        learn(nets[-1], data, args)
-    net, (a, b) = nets[0].requires_grad_(False), (net.state_dict() for net in nets)
-    spec, x = methods.permutation_spec(net), [data[0]]
-    z = [methods.activations(net, HIDDEN, x, state) for state in (a, b)]
-    by_weights = merging.permuted(b, spec, merging.match_weights(a, b, spec, seed=seed))
-    by_activations = merging.permuted(b, spec, merging.match_activations(*z, correlation=True))
-    carried = merging.ot_fusion(a, b, spec, share=1.0)
-    by_rows = merging.ot_fusion(a, b, spec, share=1.0, activations=(z[0], z[1]))
-    found = {}
-    for name, other in {
+        learn(nets[-1], data, args.steps, args)
+    net, (a, b) = nets[0], ({name: w.detach() for name, w in n.state_dict().items()} for n in nets)
+    spec, x = methods.permutation_spec(net), [data[0][:1000]]
+    z = tuple(methods.activations(net, HIDDEN, x, state) for state in (a, b))
+    others = {
         "as they are": b,
-        "weights matched": by_weights,
-        "activations matched": by_activations,
-        "OT, weights": carried,
-        "OT, activations": by_rows,
-    }.items():
-        found[name] = measured(net, lambda t, o=other: merging.interpolated(a, o, t), test, args.places)
-    for name, other in {"as they are": b, "weights matched": by_weights, "activations matched": by_activations}.items():
-        mended = lambda t, o=other: methods.repair(net, a, o, t, x, HIDDEN.values())  # noqa: E731
-        found[f"{name}, REPAIR"] = measured(net, mended, test, args.repaired)
-    ends = measured(net, lambda t: b if t else a, test, 2)
-    print(f"seed {seed}: {ends}", flush=True)
-    return found
+        "weights matched": merging.permuted(b, spec, merging.match_weights(a, b, spec, seed=seed)),
+        "activations matched": merging.permuted(b, spec, merging.match_activations(*z, correlation=True)),
+        "OT of weights": merging.ot_fusion(a, b, spec, share=1.0),
+        "OT of activations": merging.ot_fusion(a, b, spec, share=1.0, activations=z),
+    }
+    ways = {name: measured(net, lambda t, o=o: merging.interpolated(a, o, t), test, 25) for name, o in others.items()}
+    for name in list(others)[:3]:
+        mended = lambda t, o=others[name]: methods.repair(net, a, o, t, x, HIDDEN.values())
+        ways[f"{name}, REPAIR"] = measured(net, mended, test, 9)
+    return ways
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict]:
+def modules(seed: int, args: argparse.Namespace) -> dict[str, Row]:
+    """Two LoRA modules, drawn and trained apart on images upside down, on one base that learned them upright."""
+    data, test = digits(args.smoke)
+    torch.manual_seed(seed)
+    base = network(data[0].shape[1], args.width)
+    learn(base, data, args.steps // 2, args)
+    data, test = (data[0].flip(-1), data[1]), (test[0].flip(-1), test[1])  # a row backwards: the image, half turned
+    bay = mb.attach(base, nn.Linear, {name: mb.LoRA(rank=8, alpha=16.0) for name in ("a", "b")})
+    for name in ("a", "b"):
+        bay.use(name)
+        learn(base, data, args.steps, args)
+    bay.use("a")
+    a, b = methods.ends(bay, "a", "b")
+    adam = lambda p: torch.optim.Adam(p, args.lr)
+    rows = torch.randperm(len(data[0])).split(args.batch)
+    batches = [(data[0][r], data[1][r]) for r in rows]
+    middle = methods.connect(base, a, b, batches, loss, args.steps, adam, seed=seed)
+    return {
+        "modules, straight": measured(base, lambda t: merging.interpolated(a, b, t), test, 25),
+        "modules, a curve": measured(base, lambda t: merging.bezier(a, middle, b, t), test, 25),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Row]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=1000, help="for a network")
-    parser.add_argument("--module-steps", type=int, default=300, help="for a module")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--places", type=int, default=25, help="of a path")
-    parser.add_argument("--repaired", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="a few small steps, to see that it runs")
     args = parser.parse_args(argv)
+    if args.smoke:
+        args.width, args.steps, args.seeds = 128, 100, [0]
     torch.set_num_threads(1)
-    begun = time.time()
-    rows = []
+    begun, rows = time.process_time(), []
     for seed in args.seeds:
-        rows.append(networks(seed, args))
-        for name, value in rows[-1].items():
-            print(f"  {name:32}", {k: round(v, 4) for k, v in value.items()}, f"{time.time() - begun:.0f} s", flush=True)
+        rows.append({**networks(seed, args), **modules(seed, args)})
+        print(f"seed {seed}, barriers: {[round(row['loss'], 3) for row in rows[-1].values()]}", flush=True)
+    print(f"\nmean of {len(rows)}: barrier of the loss | of the error | accuracy in the middle | of the ends")
+    for name in rows[0]:
+        mean = [sum(row[name][what] for row in rows) / len(rows) for what in ("loss", "error", "middle", "ends")]
+        print(f"{name:28} {mean[0]:7.4f} | {mean[1]:7.4f} | {mean[2]:.4f} | {mean[3]:.4f}")
+    print(f"{time.process_time() - begun:.0f} s of one core")
     return rows
 
 

@@ -1,5 +1,6 @@
 """Networks whose units are permuted are brought together again, and the paths between networks are what they say."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -440,3 +441,29 @@ def test_what_is_no_permutation_raises():
 def test_layers_whose_symmetry_is_unknown_raise(layers, match):
     with pytest.raises(CompositionError, match=match):
         methods.permutation_spec(nn.Sequential(*layers))
+
+
+def test_permutations_are_learned_straight_through():
+    """From a start that no matching of weights improves, the gradient of the middle's loss finds a better one."""
+    torch.manual_seed(15)
+    teacher, x = mlp(), torch.randn(256, 6)
+    batch, nets = (x, teacher(x).argmax(-1)), [mlp(12), mlp(12)]
+    for net in nets:
+        optimiser = torch.optim.Adam(net.parameters(), 0.02)
+        for _ in range(80):
+            optimiser.zero_grad()
+            cross_entropy(net, batch).backward()
+            optimiser.step()
+    net, (a, b) = nets[0], (net.state_dict() for net in nets)
+    spec, before = methods.permutation_spec(net), copy.deepcopy(a)
+
+    def middle(p):
+        other = merging.permuted(b, spec, p)
+        return methods.along(net, lambda t: merging.interpolated(a, other, t), [batch], cross_entropy, n=3).losses[1]
+
+    by_weights = middle(merging.match_weights(a, b, spec, seed=0))
+    adam = lambda p: torch.optim.Adam(p, 0.05)
+    learned = methods.match_by_gradient(net, a, b, spec, [batch], cross_entropy, steps=60, optimiser=adam)
+    assert middle(methods.match_by_gradient(net, a, b, spec, [batch], cross_entropy, steps=1)) == by_weights
+    assert middle(learned) < by_weights - 0.01 < middle({}) - 0.01
+    assert all(torch.equal(w, before[name]) for name, w in net.state_dict().items())

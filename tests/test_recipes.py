@@ -212,3 +212,16 @@ def test_path_net_counts_by_pairs():
     rows = [{"second": 10, "second, from scratch": 14}, {"second": 20, "second, from scratch": 28}]
     assert pathnet.saved(rows) == pytest.approx((6.0, 2.0))
     assert pathnet.ratio(rows) == pytest.approx((1.4, 1.4, 1.4))
+
+
+def test_permuted_networks_have_no_barrier():
+    found = recipe("rebasin").main(["--smoke"])[0]
+    assert len(found) == 10 and all(0 <= row["middle"] <= 1 for row in found.values())
+    apart, matched = (found[name]["loss"] for name in ("as they are", "weights matched"))
+    assert matched < apart / 4
+    assert (
+        max(found[name]["loss"] for name in ("activations matched", "OT of weights", "OT of activations")) < apart / 2
+    )
+    for name in ("as they are", "weights matched", "activations matched"):
+        assert found[f"{name}, REPAIR"]["loss"] < found[name]["loss"]
+    assert found["modules, a curve"]["loss"] < found["modules, straight"]["loss"]

@@ -46,6 +46,7 @@ from ._spec import Method as Method
 from ._spec import Values as Values
 from ._stitched import cross_stitch as cross_stitch
 from ._stitched import sluice as sluice
+from ._straight import match_by_gradient as match_by_gradient
 from ._streams import ple as ple
 from ._streams import soft_modularisation as soft_modularisation
 from ._supsup import infer_task as infer_task

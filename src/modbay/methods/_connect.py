@@ -146,7 +146,7 @@ def connect(
     step = (optimiser or (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)))(bends)
     draw = torch.Generator().manual_seed(seed)
     fixed = [{name: w.detach() for name, w in end.items()} for end in (a, b)]
-    for _, batch in zip(range(steps), _again(batches), strict=False):
+    for _, batch in zip(range(steps), over_again(batches), strict=False):
         t = torch.rand((), generator=draw).item()
         gradients = torch.autograd.grad(loss(called_with(model, curve(fixed[0], middle, fixed[1], t)), batch), bends)
         for w, gradient in zip(bends, gradients, strict=True):
@@ -186,7 +186,7 @@ def _held(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from part.named_buffers()
 
 
-def _again(batches: Iterable[Any]) -> Iterator[Any]:
+def over_again(batches: Iterable[Any]) -> Iterator[Any]:
     """A DataLoader draws anew every time; what can be gone through once is kept."""
     if iter(batches) is batches:
         yield from cycle(batches)

@@ -85,11 +85,11 @@ def repair(
         methods.repair(net.eval(), a, b, 0.5, [x], ["0", "2", "4"])
 
     share: λ. sites: dotted names of the layers whose outputs, before the activation, are set right: linear maps,
-    convolutions and norms, with a weight and a bias that take the correction in, so that nothing is added. Hidden
-    layers as a rule, and where batch norm follows, the norm instead of the layer. Layers are corrected one after
-    the other, each on what the corrected ones before it give, so that the statistics over these batches are exact; the
-    paper's code does all at once, in batches. Costs a pass for each end and each site, over batches that can be gone
-    through again. The model runs in the mode it is in: eval for batch norm and dropout. Raises CompositionError for a site of another
+    convolutions and norms, whose weight and bias take the correction in, so that nothing is added. Hidden layers as a
+    rule, and where batch norm follows, the norm instead of the layer. Layers are corrected one after the other, each on
+    what the corrected ones before it give, so that the statistics over these batches are exact; the paper's code does
+    all at once, in batches. Costs a pass for each end and each site, over batches that can be gone through again. The
+    model runs in the mode it is in: eval for batch norm and dropout. Raises CompositionError for a site of another
     type, without a weight or a bias, or one that never fired, and for batches that can be gone through only once.
     """
     sites, batches_again = list(sites), iter(batches) is not batches
