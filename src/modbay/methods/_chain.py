@@ -17,8 +17,11 @@ ALIKE = (  # do the same to every unit, whatever its place
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign),
     *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink, nn.Threshold),
+)
+POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
 )
 
 
@@ -27,31 +30,45 @@ def permutation_spec(model: nn.Sequential) -> dict[str, list[tuple[str, int, int
 
         spec = methods.permutation_spec(nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10)))
 
-    Chains, nested or not, of linear maps, convolutions, norms, activations, pooling, dropout and Flatten; inputs and
-    outputs keep their places. Norms of units (batch, instance, layer norm of vectors, group norm of one group) are
-    moved with them. What has branches, as residual networks, is given by hand: `merging.PermutationSpec`. Raises
-    CompositionError for a layer whose symmetry isn't known, named, and for a chain without hidden units.
+    Chains, nested or not, of linear maps of vectors (rows, n), convolutions, norms, activations, pooling, dropout and
+    Flatten; inputs and outputs keep their places. Norms of units (batch, instance, layer norm of vectors, group norm of
+    one group) are moved with them. What has branches, as residual networks, is given by hand:
+    `merging.PermutationSpec`. Raises CompositionError for a layer whose symmetry isn't known, named, and for a chain
+    without hidden units.
     """
     groups: dict[str, list[tuple[str, int, int]]] = {}
-    units, size = [], 0  # the axes of the layer before, and how many units it has; none of the inputs
+    units, size, form = [], 0, "vectors"  # the axes of the layer before, how many units it has, and where they are
     for name, layer in _layers(model, ""):
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
             incoming = layer.weight.shape[1]
-            if size and incoming % size:
-                raise _unknown(name, layer, f"it reads {incoming} values of {size} units")
             if size:
-                units.append((f"{name}.weight", 1, incoming // size))
-                groups[f"P{len(groups) + 1}"] = units
+                block = _block(name, layer, incoming, size, form)
+                groups[f"P{len(groups) + 1}"] = [*units, (f"{name}.weight", 1, block)]
             units, size = _owned(name, layer), layer.weight.shape[0]
-        elif isinstance(layer, (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)):
-            units += _owned(name, layer, size) if size else []
-        elif isinstance(layer, nn.PReLU):
-            units += _owned(name, layer, size) if size and layer.num_parameters > 1 else []
-        elif not isinstance(layer, (nn.Flatten, *ALIKE)):
-            raise _unknown(name, layer, "what it does to the order of units isn't known")
+            form = "maps" if isinstance(layer, CONVOLUTIONS) else "vectors"
+        elif size and form == "maps" and isinstance(layer, nn.Flatten):
+            if (layer.start_dim, layer.end_dim) != (1, -1):
+                raise _unknown(name, layer, f"it flattens from {layer.start_dim} to {layer.end_dim}")
+            form = "flattened maps"
+        elif size and isinstance(layer, (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm)):
+            if form == "maps" and isinstance(layer, nn.LayerNorm):
+                raise _unknown(name, layer, "it norms places, not units")
+            units += _owned(name, layer, size)
+        elif size and isinstance(layer, nn.PReLU):
+            units += _owned(name, layer, size) if layer.num_parameters > 1 else []
+        elif size and not isinstance(layer, (nn.Flatten, *ALIKE, *(POOLS if form == "maps" else ()))):
+            raise _unknown(name, layer, f"what it does to the order of units of {form} isn't known")
     if not groups:
         raise CompositionError("permutation_spec: the chain has no hidden units, between two layers with weights.")
     return groups
+
+
+def _block(name: str, layer: nn.Module, incoming: int, size: int, form: str) -> int:
+    """How many places of a layer's input each unit before it has."""
+    fits = incoming % size == 0 if form == "flattened maps" else incoming == size
+    if not fits or isinstance(layer, CONVOLUTIONS) != (form == "maps"):
+        raise _unknown(name, layer, f"it reads {incoming} values of {form} of {size} units")
+    return incoming // size
 
 
 def _layers(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -142,7 +142,8 @@ def connect(
     other names or shapes, and for batches that are none.
     """
     middle = {name: w.detach().clone() for name, w in interpolated(a, b, 0.5).items()}
-    bends = [w.requires_grad_() for name, w in middle.items() if name in dict(model.named_parameters())]
+    learned = {name for name, _ in model.named_parameters()}
+    bends = [w.requires_grad_() for name, w in middle.items() if name in learned]
     step = (optimiser or (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)))(bends)
     draw = torch.Generator().manual_seed(seed)
     fixed = [{name: w.detach() for name, w in end.items()} for end in (a, b)]
