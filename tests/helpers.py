@@ -355,6 +355,7 @@ AGGREGATORS: list[Part] = [
     Part("sequence", mb.Sequence),
     Part("mixture", mb.Mixture),
     Part("fusion", mb.AdapterFusion),
+    Part("ensemble", mb.Ensemble),
 ]
 
 TASKS = {"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)]}

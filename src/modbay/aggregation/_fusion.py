@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..errors import CompositionError
+from ..types import System
 
 
 class AdapterFusion(Aggregator):
@@ -24,6 +25,14 @@ class AdapterFusion(Aggregator):
     paper. Raises CompositionError for an input composition, or for a site of another width. The code's annealed
     temperature, off by default there, is left out.
     """
+
+    systems = (
+        System(
+            (135,), "mb.AdapterFusion()",
+            ("tests/test_aggregators.py::test_fusion_attends_over_what_modules_add",
+             "tests/test_aggregators.py::test_fusion_keeps_its_parameters_and_adds_its_loss"),
+        ),
+    )  # fmt: skip
 
     def __init__(self, dropout: float = 0.0, regularise: float = 0.01):
         super().__init__()

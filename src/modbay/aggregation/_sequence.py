@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..abstract import Aggregator, Context, FunctionComposition, Generator, Kind, Replacement, Routing, Site
 from ..errors import CompositionError, listed
+from ..types import System
 
 ROUTED = "routed"
 
@@ -27,6 +28,15 @@ class Sequence(Aggregator):
     Raises CompositionError for a kind that changes f's parameters or input, between which there is no order; and where
     an expert is to follow with another width than the site's.
     """
+
+    systems = (
+        System(
+            (145,), 'mb.Sequence(["de", "ner"])',
+            ("tests/test_aggregators.py::test_sequence_stacks_adapters_in_its_order",
+             "tests/test_outputs.py::test_the_order_of_a_sequence_matters"),
+            "stacked adapters",
+        ),
+    )  # fmt: skip
 
     def __init__(self, order: list[str] | tuple[str, ...] | str | None = None):
         super().__init__()

@@ -1,4 +1,8 @@
-"""All outputs side by side, for what decides among them later: cross-stitch units, competition, ensembles."""
+"""All outputs side by side, for what decides among them later: cross-stitch units, competition, ensembles.
+
+Of one input through several adapters at once ("Parallel"): Rücklé, Geigle, Glockner, Beck, Pfeiffer, Reimers and
+Gurevych, "AdapterDrop", 2021 (arXiv 2010.11918).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +11,7 @@ from torch import Tensor
 
 from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..errors import CompositionError
+from ..types import System
 
 
 class Stack(Aggregator):
@@ -16,6 +21,15 @@ class Stack(Aggregator):
     For mb.Modular, or the whole of a model (at=""): raises CompositionError at a site inside a network, whose next
     layer would see one axis more.
     """
+
+    systems = (
+        System(
+            (146,), "mb.Stack()",
+            ("tests/test_aggregators.py::test_stack_has_one_entry_a_module_or_a_slot",
+             "tests/test_outputs.py::test_parallel_outputs_are_those_of_each_alone"),
+            "parallel modules",
+        ),
+    )  # fmt: skip
 
     def admit(self, kind: Kind, site: Site) -> None:
         if site.name:

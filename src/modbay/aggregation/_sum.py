@@ -1,4 +1,7 @@
-"""The weighted sum: what each active module adds, on top of f."""
+"""The weighted sum: what each active module adds, on top of f (survey section 4.2).
+
+Jacobs, Jordan, Nowlan and Hinton, "Adaptive Mixtures of Local Experts", Neural Computation 3, 1991.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from ..abstract import Aggregator, Context, Routing
 from ..core import extension
+from ..types import System
 
 
 class WeightedSum(Aggregator):
@@ -14,6 +18,14 @@ class WeightedSum(Aggregator):
 
     A module that stands instead of f counts as Δ_i = m_i(x) − f(x). Only the modules with α_i ≠ 0 run.
     """
+
+    systems = (
+        System(
+            (133,), "mb.WeightedSum()",
+            ("tests/test_outputs.py::test_a_weighted_sum_is_written_out",
+             "tests/test_laws.py::test_2_a_mixed_batch_is_a_loop"),
+        ),
+    )  # fmt: skip
 
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         return modules.add(f, x, routing, c)

@@ -14,6 +14,7 @@ from ._choices import unlikelihood as unlikelihood
 from ._competition import competition as competition
 from ._marginal import marginal_sequence as marginal_sequence
 from ._marginal import marginal_tokens as marginal_tokens
+from ._marginal import posterior as posterior
 from ._orthogonal import difference as difference
 from ._orthogonal import orthogonal as orthogonal
 from ._policy import actor_critic as actor_critic

@@ -21,6 +21,7 @@ from ._connect import along as along
 from ._connect import barrier as barrier
 from ._connect import connect as connect
 from ._connect import ends as ends
+from ._domain_mixture import DomainMixture as DomainMixture
 from ._domains import residual_adapter as residual_adapter
 from ._drawn import Drawn as Drawn
 from ._drawn import RunningMean as RunningMean
@@ -29,6 +30,7 @@ from ._dump import dump as dump
 from ._dump import dump_at as dump_at
 from ._dump import dump_kind as dump_kind
 from ._em import ModularNetwork as ModularNetwork
+from ._entropy import minimal_entropy as minimal_entropy
 from ._few import t_few as t_few
 from ._mam import mam as mam
 from ._named import METHODS as METHODS
