@@ -9,7 +9,9 @@ from ._ensemble import Ensemble as Ensemble
 from ._exchange import Exchange as Exchange
 from ._fusion import AdapterFusion as AdapterFusion
 from ._join import Join as Join
+from ._layout import Layout as Layout
 from ._mixture import Mixture as Mixture
+from ._prompt_attention import PromptAttention as PromptAttention
 from ._recursion import Recursion as Recursion
 from ._sequence import Sequence as Sequence
 from ._stack import Stack as Stack

@@ -18,13 +18,13 @@ TESTS = "tests/test_outputs.py::"
 
 
 class Join(Aggregator):
-    """y = W [f(x); α_1 z_1; …; α_n z_n] + b: the outputs concatenated, z_i what module i adds to f(x), or gives instead.
+    """y = W [f(x); α_1 z_1; …; α_n z_n] + b: outputs side by side, z_i what module i adds to f(x), or gives instead.
 
         mb.attach(model, "*.encoder", {"facts": mb.Bottleneck(64), "syntax": mb.Bottleneck(64)}, mb.Uniform(),
                   mb.Join(["facts", "syntax"]))
 
-    names: the modules, in the order of W's blocks, (d, d (n + 1)); one that is not routed to, or has left the bay, gives
-    zeros. start: "drawn", as nn.Linear draws, the paper's; or "identity", y = f(x) at first.
+    names: the modules, in the order of W's blocks, (d, d (n + 1)); one that is not routed to, or has left the bay,
+    gives zeros. start: "drawn", as nn.Linear draws, the paper's; or "identity", y = f(x) at first.
     One set of parameters an object: pass a callable for a set at each site. Differs: the code joins each adapter to
     f(x) by a map of its own, and the results by another, which is one linear map in all.
     Raises CompositionError for an active module without a name here, or an output of another width.

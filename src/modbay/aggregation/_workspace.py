@@ -18,7 +18,7 @@ TESTS = "tests/test_outputs.py::"
 
 
 class Workspace(Aggregator):
-    """y_i = h_i + softmax_s(Q h_i · K M_s) V M: each specialist's output h_i = m_i(x_i), and what it reads of a memory M.
+    """y_i = h_i + softmax_s(Q h_i · K M_s) V M: a specialist's output h_i = m_i(x_i), and what it reads in a memory M.
 
         specialists = mb.Modular(None, networks, mb.Uniform(), mb.Workspace(slots=4, k=2), features=64)
         c = mb.Context()
@@ -27,9 +27,9 @@ class Workspace(Aggregator):
 
     M (b, …, slots, d), before that: each slot attends over all h_i, A = softmax_i(Q' M_s · K' h_i), of which the k
     largest count, as they are; M' = N(M + A V' h), M'' = N(M' + relu(W M')), and M ← I ⊙ tanh M'' + F ⊙ M, with gates
-    I, F = σ(U_s tanh M_s + G mean_i relu(w ⊙ h_i) + b_I,F), b_F = 1 and b_I = 0 at first. A fresh M is the identity, cut
-    or filled up with zeros; w is N(0, 1), and the rest is drawn as nn.Linear draws.
-    slots: how few all share. k: None, every specialist writes. heads: of both attentions, scaled by 1/√(d/heads).
+    I, F = σ(U_s tanh M_s + G mean_i relu(w ⊙ h_i) + b_I,F), b_F = 1 and b_I = 0 at first. A fresh M is the identity,
+    cut or filled up with zeros; w is N(0, 1), and the rest is drawn as nn.Linear draws.
+    slots: how few all share. k: None, every specialist writes. attention_heads: h of both, scaled by 1/√(d/h).
     Specialists are a first axis of x and y, as for CrossStitch; all run, so that the route must be one for all, whose
     weights are not applied. Their order does not matter. For mb.Modular. Differs: writing and reading have maps of
     their own, as in the paper; the official code shares them, and does not scale.
@@ -39,24 +39,27 @@ class Workspace(Aggregator):
     systems = (
         System(
             (140,), "mb.Workspace(slots=4, k=2)",
-            (TESTS + "test_a_workspace_is_written_out", TESTS + "test_specialists_learn_of_each_other_by_the_workspace"),
+            (TESTS + "test_a_workspace_is_written_out",
+             TESTS + "test_specialists_learn_of_each_other_by_the_workspace"),
             "shared global workspace",
         ),
     )  # fmt: skip
 
-    def __init__(self, slots: int = 4, k: int | None = None, heads: int = 1):
+    def __init__(self, slots: int = 4, k: int | None = None, attention_heads: int = 1):
         super().__init__()
-        if slots < 1 or heads < 1 or (k is not None and k < 1):
-            raise CompositionError(f"Workspace(slots={slots}, k={k}, heads={heads}): positive numbers.")
-        self.slots, self.k, self.heads = slots, k, heads
+        if slots < 1 or attention_heads < 1 or (k is not None and k < 1):
+            raise CompositionError(
+                f"Workspace(slots={slots}, k={k}, attention_heads={attention_heads}): positive numbers."
+            )
+        self.slots, self.k, self.attention_heads = slots, k, attention_heads
         self.built = False
 
     def build(self, site: Site) -> None:
         if self.built:
             return
         d = site.features("outputs")
-        if d % self.heads:
-            raise CompositionError(f"Workspace(heads={self.heads}): {d} features do not divide so.")
+        if d % self.attention_heads:
+            raise CompositionError(f"Workspace(attention_heads={self.attention_heads}): {d} features do not divide so.")
         self.maps = nn.ModuleDict()
         for name, outputs in {
             "write_query": d, "write_key": d, "write_value": d, "read_query": d, "read_key": d, "read_value": d,
@@ -115,7 +118,9 @@ class Workspace(Aggregator):
 
     def _attend(self, which: str, at: Tensor, over: Tensor, k: int | None = None) -> Tensor:
         """softmax(Q at · K over) V over, in each head; of the weights, only the k largest if k is said."""
-        split = lambda name, v: self.maps[f"{which}_{name}"](v).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        split = lambda name, v: (
+            self.maps[f"{which}_{name}"](v).unflatten(-1, (self.attention_heads, -1)).transpose(-2, -3)
+        )
         query, key, value = split("query", at), split("key", over), split("value", over)
         shares = torch.softmax(query @ key.mT * key.shape[-1] ** -0.5, -1)
         if k is not None and k < shares.shape[-1]:

@@ -46,6 +46,7 @@ from ._side import side_tuning as side_tuning
 from ._spec import BaySpec as BaySpec
 from ._spec import Method as Method
 from ._spec import Values as Values
+from ._spot import spot as spot
 from ._stitched import cross_stitch as cross_stitch
 from ._stitched import sluice as sluice
 from ._straight import match_by_gradient as match_by_gradient
