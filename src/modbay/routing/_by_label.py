@@ -48,6 +48,19 @@ class ByLabel(Router):
             "shared and private",
             "α = [1, A_label]: y = f(x) + Δ_shared + Δ_label",
         ),
+        System(
+            (146,),
+            'mb.ByLabel("adapter")',
+            (
+                "tests/test_outputs.py::test_parallel_outputs_are_those_of_each_alone",
+                "tests/test_laws.py::test_2_rows_that_are_sorted_already_are_a_loop",
+            ),
+            "a batch that is split",
+            "y_r = f(x_r) + Δ_i(r): the first rows to one module, the next to another",
+            "Poth, Sterz, Paul, Purkayastha, Engländer, Imhof, Vulić, Ruder, Gurevych and Pfeiffer, "
+            '"Adapters", 2023 (arXiv 2311.11077)',
+            section="5.4",
+        ),
     )
 
     def __init__(self, label: str, table: Mapping[str, Sequence[str] | Mapping[str, float] | str] | None = None):
