@@ -603,7 +603,8 @@ def test_masks_of_minus_infinity_that_all_have_stay():
 
 def test_the_catalogue_has_merging():
     rows = {row.name: row for row in catalogue() if row.build.startswith("merging.")}
-    assert {number for row in rows.values() for number in row.systems} == {116, 122, 123, 124, 125, 126, 127, 128, 130}
+    systems = {number for row in rows.values() for number in row.systems}
+    assert systems >= {116, 122, 123, 124, 125, 126, 127, 128, 130}
     assert all(
         row.axis == "aggregation" and row.section == "5.1" and row.arxiv for n, row in rows.items() if n != "SLERP"
     )

@@ -4,7 +4,8 @@
 
 A method has two forms. `ties(models, base, …)` merges state dicts name by name, and refuses what does not fit.
 `ties_tensor(tensors, base, …)` is the same of one name's tensors: what does not fit in memory is merged with it a
-tensor at a time. Both compute in float32 at least, and round once, at the end, to the models' dtype.
+tensor at a time. Both compute in float32 at least, and round once, at the end, to the models' dtype. Networks that do
+not lie in one basin are first brought together: `match_weights`, `match_activations`, `ot_fusion`.
 """
 
 from ._arithmetic import analogy as analogy
@@ -12,6 +13,9 @@ from ._arithmetic import task_arithmetic as task_arithmetic
 from ._arithmetic import task_arithmetic_tensor as task_arithmetic_tensor
 from ._average import average as average
 from ._average import average_tensor as average_tensor
+from ._curve import bezier as bezier
+from ._curve import interpolated as interpolated
+from ._curve import polychain as polychain
 from ._dare import dare as dare
 from ._dare import dare_tensor as dare_tensor
 from ._dare import drop as drop
@@ -19,6 +23,13 @@ from ._fisher import fisher as fisher
 from ._fisher import fisher_tensor as fisher_tensor
 from ._fisher import norms as norms
 from ._models import State as State
+from ._permutations import Permutations as Permutations
+from ._permutations import PermutationSpec as PermutationSpec
+from ._permutations import permutation_sizes as permutation_sizes
+from ._permutations import permuted as permuted
+from ._permutations import unpermuted as unpermuted
+from ._rebasin import match_activations as match_activations
+from ._rebasin import match_weights as match_weights
 from ._regmean import gram as gram
 from ._regmean import regmean as regmean
 from ._regmean import regmean_tensor as regmean_tensor
@@ -36,18 +47,6 @@ from ._ties import thresholds as thresholds
 from ._ties import ties as ties
 from ._ties import ties_tensor as ties_tensor
 from ._ties import trim as trim
-"""Merging as pure functions: tensors by name in, tensors by name out; they know no models, files or configs."""
-
-from ._curve import bezier as bezier
-from ._curve import interpolated as interpolated
-from ._curve import polychain as polychain
-from ._permutations import Permutations as Permutations
-from ._permutations import PermutationSpec as PermutationSpec
-from ._permutations import permutation_sizes as permutation_sizes
-from ._permutations import permuted as permuted
-from ._permutations import unpermuted as unpermuted
-from ._rebasin import match_activations as match_activations
-from ._rebasin import match_weights as match_weights
 from ._transport import ot_fusion as ot_fusion
 from ._transport import transport_plans as transport_plans
 from ._transport import transported as transported
