@@ -474,3 +474,30 @@ def test_permutations_are_learned_straight_through():
     assert middle(methods.match_by_gradient(net, a, b, spec, [batch], cross_entropy, steps=1)) == by_weights
     assert middle(learned) < by_weights - 0.01 < middle({}) - 0.01
     assert all(torch.equal(w, before[name]) for name, w in net.state_dict().items())
+
+
+def test_tied_and_running_tensors_stay_apart():
+    """Tied weights bend as one; a pass in training changes neither the ends' running statistics nor the model's."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.enter, self.leave = nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 3)
+            self.leave.weight = self.enter.weight
+
+        def forward(self, x):
+            return self.leave(torch.tanh(self.enter(self.norm(x))))
+
+    torch.manual_seed(16)
+    nets, batch = [Tied(), Tied()], (torch.randn(20, 3), torch.randint(3, (20,)))
+    a, b = (net.state_dict() for net in nets)
+    before = [copy.deepcopy(state) for state in (a, b)]
+    path = methods.along(nets[0], lambda t: merging.interpolated(a, b, t), [batch], cross_entropy, n=3)
+    middle = methods.connect(nets[0], a, b, [batch], cross_entropy, steps=5)
+    assert torch.isfinite(torch.tensor(path.losses)).all()
+    assert not torch.equal(middle["enter.weight"], merging.interpolated(a, b, 0.5)["enter.weight"])
+    for state, was in zip((a, b), before, strict=True):
+        assert all(torch.equal(w, was[name]) for name, w in state.items())
+    assert nets[0].leave.weight is nets[0].enter.weight and isinstance(nets[0].enter.weight, nn.Parameter)
+    with pytest.raises(CompositionError, match="'x' are no parameters"):
+        methods.along(nets[0], lambda t: {"x": batch[0]}, [batch], cross_entropy)

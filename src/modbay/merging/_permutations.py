@@ -98,8 +98,8 @@ def moved(tensor: Tensor, axes: Sequence[tuple[str, int, int]], permutations: Pe
 
 
 def rows(tensor: Tensor, axis: int, block: int) -> Tensor:
-    """(n, …): what a parameter has for each unit along an axis, in float64."""
-    return tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis] // block, -1).double()
+    """(n, …): what a parameter has for each unit along an axis, in float64 on the host."""
+    return tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis] // block, -1).cpu().double()
 
 
 def full(axis: tuple) -> tuple[str, int, int]:

@@ -69,7 +69,7 @@ def match_weights(
             gain = torch.zeros(sizes[group], sizes[group], dtype=torch.float64)
             for name, axis, block in counted[group]:
                 others = [axes for axes in owned[name] if axes[0] != group]
-                gain += (rows(a[name], axis, block) @ rows(moved(b[name], others, found), axis, block).mT).cpu()
+                gain += rows(a[name], axis, block) @ rows(moved(b[name], others, found), axis, block).mT
             was, new = found[group], assigned(gain)
             place = torch.arange(len(was))
             if gain[place, new].sum() > gain[place, was].sum() + 1e-12 * gain.abs().max() * len(was):
@@ -107,7 +107,7 @@ def match_activations(a: Mapping[str, Tensor], b: Mapping[str, Tensor], correlat
             raise CompositionError(
                 f"match_activations: {group!r} is {tuple(z.shape)} in a, {tuple(other.shape)} in b; both are (rows, n)."
             )
-        z, other = z.detach().double(), other.detach().double()
+        z, other = z.detach().cpu().double(), other.detach().cpu().double()
         found[group] = assigned(_standard(z).mT @ _standard(other) if correlation else z.mT @ other)
     return found
 

@@ -119,7 +119,7 @@ def _responses(activations: Mapping[str, Tensor], group: str, n: int) -> Tensor:
             f"activations: {group!r} is {None if z is None else tuple(z.shape)}, of {listed(activations)}; it must be "
             f"(rows, {n})."
         )
-    return z.detach().double().mT
+    return z.detach().cpu().double().mT
 
 
 def _plan(cost: Tensor, entropy: float | None) -> Tensor:

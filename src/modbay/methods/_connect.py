@@ -149,7 +149,8 @@ def connect(
     fixed = [{name: w.detach() for name, w in end.items()} for end in (a, b)]
     for _, batch in zip(range(steps), over_again(batches), strict=False):
         t = torch.rand((), generator=draw).item()
-        gradients = torch.autograd.grad(loss(called_with(model, curve(fixed[0], middle, fixed[1], t)), batch), bends)
+        value = loss(called_with(model, curve(fixed[0], middle, fixed[1], t)), batch)
+        gradients = torch.autograd.grad(value, bends, allow_unused=True)
         for w, gradient in zip(bends, gradients, strict=True):
             w.grad = gradient
         step.step()
@@ -197,4 +198,4 @@ def over_again(batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
             some = True
             yield batch
-    raise CompositionError("connect: there are no batches.")
+    raise CompositionError("there are no batches to learn from.")

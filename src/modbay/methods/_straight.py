@@ -57,7 +57,7 @@ def match_by_gradient(
         value = loss(called_with(model, interpolated(a, through, 0.5)), batch)
         if (now := value.item()) < lowest:
             best, lowest = found, now
-        for w, gradient in zip(learns, torch.autograd.grad(value, learns), strict=True):
+        for w, gradient in zip(learns, torch.autograd.grad(value, learns, allow_unused=True), strict=True):
             w.grad = gradient
         step.step()
     return best

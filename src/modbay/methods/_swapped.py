@@ -13,9 +13,10 @@ from ..types import Params
 
 
 def called_with(model: nn.Module, state: Params) -> Callable:
-    """The model, called with these tensors in the place of its own of these names; tied ones are swapped together.
+    """The model, called with these tensors in the place of its own of these names.
 
-    Raises CompositionError for names that it does not have.
+    Tied parameters are swapped together, for the first of their names. Buffers are copies, which a call in training may
+    change. Raises CompositionError for names that it does not have.
     """
 
     def run(*args, **kwargs):
@@ -38,12 +39,14 @@ def _swapped(model: nn.Module, state: Params) -> Iterator[None]:
     lost = [name for name in state if name not in by_name]
     if lost:
         raise CompositionError(f"the state's {listed(lost)} are no parameters or buffers of the model.")
+    first = {id(by_name[name]): name for name in reversed(list(state))}
     try:
-        for name, tensor in state.items():
-            for store, key in places[id(by_name[name])]:
-                store[key] = tensor
+        for own, name in first.items():
+            tensor = state[name]
+            for store, key in places[own]:
+                store[key] = tensor if isinstance(by_name[name], nn.Parameter) else tensor.clone()
         yield
     finally:
-        for name in state:
-            for store, key in places[id(by_name[name])]:
+        for own, name in first.items():
+            for store, key in places[own]:
                 store[key] = by_name[name]
