@@ -669,3 +669,50 @@ def test_what_spot_can_t_do_raises():
     lora = mb.attach(llama(), "*.q_proj", {"a": mb.LoRA(2), "b": mb.LoRA(2)}, name="other")
     with pytest.raises(CompositionError, match=r"no mb\.Prompt"):
         methods.spot(lora, "a")
+
+
+# Searches and retrievals
+
+
+def retrievals(n: int = 3, **more) -> mb.Modular:
+    values = {"abcd"[i]: nn.Linear(8, 5) for i in range(n)}
+    aggregator = mb.CompositionalAttention(2, width=5, **more)
+    return mb.Modular(None, values, mb.Uniform(), aggregator, features=8)
+
+
+def test_searches_and_retrievals_are_composed():
+    made, x, mask = retrievals(size=3), torch.randn(2, 4, 8), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    a, got = made.aggregator, made(x, context=mb.Context(arguments={"attention_mask": mask}))
+    for b, n in ((0, 3), (1, 4)):
+        real = x[b, :n]
+        for t in range(n):
+            heads = []
+            for s in (slice(0, 3), slice(3, 6)):
+                share = (a.key(real)[:, s] @ a.query(real[t])[s] / math.sqrt(3)).softmax(0)
+                found = torch.stack([share @ part.network(real) for part in made.order])
+                choice = (a.told(found) @ a.choice(real[t])[s] / math.sqrt(3)).softmax(0)
+                heads.append(choice @ found)
+            assert_close(got[b, t], a.out(torch.cat(heads)))
+    turned = copy.deepcopy(made)
+    turned.order.reverse()
+    assert_close(turned(x), made(x))
+    made(x).square().sum().backward()
+    assert all(p.grad is not None for p in made.parameters())
+    small = copy.deepcopy(made).bfloat16()(x.bfloat16())
+    assert small.dtype == torch.bfloat16 and (small - made(x)).norm() < 0.05 * made(x).norm()
+    assert_close(torch.compile(made, backend="aot_eager", fullgraph=True)(x), made(x))
+
+
+def test_one_retrieval_is_attention_with_shared_values():
+    made, x = retrievals(1), torch.randn(2, 4, 8)
+    a = made.aggregator
+    heads = lambda v: v.unflatten(-1, (2, 4)).transpose(1, 2)
+    value = made.order[0].network(x).unsqueeze(1).expand(-1, 2, -1, -1)
+    plain = nn.functional.scaled_dot_product_attention(heads(a.query(x)), heads(a.key(x)), value)
+    assert_close(made(x), a.out(plain.transpose(1, 2).flatten(-2)))
+    with pytest.raises(CompositionError, match="one route for all"):
+        made(x, routing=mb.Routing(index=torch.zeros(2, 1, dtype=torch.long)))
+    with pytest.raises(CompositionError, match="say width=5"):
+        mb.Modular(None, {"a": nn.Linear(8, 5)}, mb.Uniform(), mb.CompositionalAttention(), features=8)(x)
+    with pytest.raises(CompositionError, match="searches=0"):
+        mb.CompositionalAttention(0)

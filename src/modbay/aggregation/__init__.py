@@ -3,6 +3,7 @@
 from ._again import Again as Again
 from ._average import ParameterAverage as ParameterAverage
 from ._competition import Competition as Competition
+from ._compositional import CompositionalAttention as CompositionalAttention
 from ._concatenate import Concatenate as Concatenate
 from ._cross_stitch import CrossStitch as CrossStitch
 from ._ensemble import Ensemble as Ensemble
