@@ -1,0 +1,83 @@
+"""What a merged checkpoint says of itself: README.md for people, modbay_merge.json for programs."""
+
+import platform
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..library._files import sha256
+from ._plan import Plan
+
+FILE = "modbay_merge.json"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file. The hub's cache keeps large files under theirs, so that they need not be read for it."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    return sha256(path)
+
+
+def hashes(plan: Plan, pool: ThreadPoolExecutor) -> dict[Path, Any]:
+    """{file: a future of its SHA-256} of all inputs; threads share the pages that the merge reads."""
+    return {file: pool.submit(file_hash, file) for one in plan.inputs for file in one.files}
+
+
+def facts(plan: Plan, sums: Mapping[Path, str], command: str | None) -> dict[str, Any]:
+    """modbay_merge.json."""
+    return {
+        "format": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": versions(),
+        **plan.as_dict(),
+        "inputs": [
+            {
+                "model": one.name,
+                "files": {f.name: {"sha256": sums[f], "bytes": f.stat().st_size} for f in one.files},
+            }
+            for one in plan.inputs
+        ],
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("modbay", "torch", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def card(plan: Plan, said: Mapping[str, Any], title: str) -> str:
+    """README.md, with the head that the hub reads."""
+    head = {"library_name": "transformers", "tags": ["merge", "modbay"]} if plan.donor.config else {"tags": ["merge"]}
+    models = [name for one in plan.inputs if not Path(name := one.name).is_absolute() and name.count("/") == 1]
+    head |= {"base_model": models} if models and not any(Path(name).exists() for name in models) else {}
+    count = f"{said['merged']:,} tensors were merged" + (f", {len(said['kept']):,} copied" if said["kept"] else "")
+    lines = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"# {title}\n",
+        f"Merged by modbay {said['versions']['modbay']} with the method `{plan.recipe.method}`: {count}; config and "
+        f"tokenizer are those of `{plan.donor.name}`.\n",
+        "| model | file | bytes | SHA-256 |\n| --- | --- | ---: | --- |",
+        *(
+            f"| {one['model']} | {name} | {file['bytes']:,} | `{file['sha256']}` |"
+            for one in said["inputs"]
+            for name, file in one["files"].items()
+        ),
+        "\nThe recipe, for `modbay merge recipe.yaml --out FOLDER`:\n",
+        f"```yaml\n{plan.recipe.text()}```\n",
+        *(f"- {note}." for note in plan.notes),
+        f"\nMade with {', '.join(f'{name} {number}' for name, number in said['versions'].items())}.",
+    ]
+    return "\n".join(lines) + "\n"
