@@ -415,7 +415,7 @@ REFUSED = {
         ["'norm.scale'", "int64", "float32"],
     ),
     "an architecture": (other(lambda t: None, config=CONFIG | {"model_type": "other"}), ["'other'", "'toy'"]),
-    "a tokenizer": (other(lambda t: None, tokens="acb"), ["odd/tokenizer.json", "'b'", "--any-tokenizer"]),
+    "a tokenizer": (other(lambda t: None, tokens="acb"), ["odd/tokenizer.json", "'c'", "--any-tokenizer"]),
     "quantised": (quantised, ["quantised"]),
     "a truncated file": (damaged(lambda octets: octets[:-3]), ["truncated", "odd/model.safetensors"]),
     "a longer file": (damaged(lambda octets: octets + b"1"), ["longer"]),
@@ -480,7 +480,7 @@ def test_values_that_are_not_finite(here):
 def test_dry_run_writes_nothing(here):
     before = sorted(here.rglob("*"))
     said = call("merge", "a", "b", "-m", "ties", "-b", "origin", "--density", "0.5", "--out", "ab", "--dry-run")
-    assert "density 0.5" in said and "8 tensors are merged" in said and "origin" in said
+    assert "density 0.5" in said and "9 tensors are merged" in said and "origin" in said
     plan = json.loads(call("merge", "a", "b", "-m", "slerp", "-t", "0.5", "--dry-run", "--json"))
     assert plan["kept"] == ["position_ids"] and plan["bytes"] > 0
     assert sorted(here.rglob("*")) == before

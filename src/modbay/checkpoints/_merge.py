@@ -89,7 +89,8 @@ def ready(recipe: Recipe, out: str | Path, overwrite: bool = False) -> Plan:
     out = Path(out)
     plan = prepare(recipe)
     _free(plan, out, overwrite)
-    room(out, plan.size)
+    there = unfinished(out)  # is gone on with, or deleted
+    room(out, plan.size - sum(file.stat().st_size for file in there.glob("*")))
     return plan
 
 

@@ -64,7 +64,10 @@ class Recipe:
     shard: int = SHARD
 
     def __post_init__(self) -> None:
-        sources = tuple(one if isinstance(one, Source) else Source(str(one)) for one in self.models)
+        plain = lambda given: {name: numbers(setting) for name, setting in given.items()}
+        sources = [one if isinstance(one, Source) else Source(str(one)) for one in self.models]
+        sources = tuple(Source(one.model, plain(one.parameters)) for one in sources)
+        object.__setattr__(self, "parameters", plain(self.parameters))
         object.__setattr__(self, "models", sources)
         object.__setattr__(self, "keep", tuple(self.keep))
         names = [source.model for source in sources]
@@ -132,7 +135,7 @@ def recipe(said: Mapping[str, Any], where: str = "the recipe") -> Recipe:
         "method": ("merge_method", "method"), "base": ("base_model", "base"), "dtype": ("out_dtype", "dtype"),
         "keep": ("keep",), "any_tokenizer": ("any_tokenizer",), "seed": ("seed",), "shard": ("shard",),
     }  # fmt: skip
-    known = {"models", "slices", "parameters", "tokenizer_source", *(key for keys in names.values() for key in keys)}
+    known = {"models", "slices", "parameters", "tokenizer_source", "out"}.union(*names.values())
     odd = [key for key in said if key not in known]
     if odd:
         raise ConfigError(f"{where}: unknown keys {listed(odd)}; it takes {', '.join(sorted(known))}.")
@@ -212,13 +215,26 @@ def _graded(setting: Any) -> bool:
     return isinstance(setting, list) and any(_graded(one) if isinstance(one, Mapping) else True for one in setting)
 
 
+def numbers(setting: Any) -> Any:
+    """With 1e-3 as a number, which is text in YAML."""
+    if isinstance(setting, Mapping):
+        return {key: numbers(one) if key == "value" else one for key, one in setting.items()}
+    if isinstance(setting, list):
+        return [numbers(one) for one in setting]
+    try:
+        return float(setting) if isinstance(setting, str) else setting
+    except ValueError:
+        return setting
+
+
 def check(where: str, setting: Any) -> None:
     """Raise ConfigError for what is no setting."""
     number = lambda one: isinstance(one, (bool, int, float)) and math.isfinite(one)
     if number(setting) or (where.endswith("rescale") and setting in ("l1", "density")):
         return
     if isinstance(setting, Mapping):
-        if "value" not in setting or setting.keys() - {"value", "filter"} or isinstance(setting["value"], Mapping):
+        odd = setting.keys() - {"value", "filter"} or not isinstance(setting.get("filter", ""), (str, type(None)))
+        if "value" not in setting or odd or isinstance(setting["value"], Mapping):
             raise ConfigError(f"{where}={setting!r:.80}: {{filter: PART OF A NAME, value: …}} is wanted.")
         check(where, setting["value"])
         return

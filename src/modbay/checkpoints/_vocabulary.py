@@ -24,6 +24,10 @@ def check(everyone: Sequence[Checkpoint], donor: Checkpoint, allowed: bool) -> l
                 f"to, any_tokenizer=true (--any-tokenizer) merges row by row, with the tokenizer of {donor.name}."
             )
         notes += [f"{why}; rows are merged by number"] if why is not None else []
+        if has(one.folder) and has(donor.folder) and not comparable(one.folder, donor.folder):
+            notes.append(
+                f"the tokenizers of {one.name} and {donor.name} are files of other kinds: they are not compared"
+            )
         if one is not donor and has(donor.folder) and not has(one.folder):
             notes.append(f"{one.name} has no tokenizer: its tokens are taken to be those of {donor.name}")
     return notes
@@ -31,6 +35,10 @@ def check(everyone: Sequence[Checkpoint], donor: Checkpoint, allowed: bool) -> l
 
 def has(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (FAST, *SLOW))
+
+
+def comparable(one: Path, other: Path) -> bool:
+    return any((one / name).is_file() and (other / name).is_file() for name in (FAST, *SLOW))
 
 
 def difference(one: Path, other: Path) -> str | None:
