@@ -34,6 +34,8 @@ from ._regmean import gram as gram
 from ._regmean import regmean as regmean
 from ._regmean import regmean_tensor as regmean_tensor
 from ._running import RunningMean as RunningMean
+from ._slerp import products as products
+from ._slerp import shares as shares
 from ._slerp import slerp as slerp
 from ._slerp import slerp_tensor as slerp_tensor
 from ._soup import Soup as Soup

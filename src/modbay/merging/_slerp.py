@@ -6,11 +6,14 @@ Shoemake, "Animating Rotation with Quaternion Curves", 1985 (SIGGRAPH); of model
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..errors import MergeError
 from ..types import System, systems
-from ._models import State, each, weighted_sum, wide
+from ._models import State, each, weighted_sum
+
+PIECE = 1 << 18  # numbers, so that their float64 copies stay in the processor's cache
 
 
 @systems(
@@ -36,13 +39,24 @@ def slerp_tensor(tensors: Sequence[Tensor], t: float = 0.5, threshold: float = 0
     """`slerp`, of the two tensors of one name."""
     if len(tensors) != 2:
         raise MergeError(f"slerp: an arc lies between two models, and there are {len(tensors)}.")
-    a, b = (x.to(wide(x)).double() for x in tensors)
-    norms = float(a.norm()), float(b.norm())
+    return weighted_sum(tensors, shares(*products(*tensors), t, threshold)).to(tensors[0].dtype)
+
+
+def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """(θ_a · θ_b, θ_a · θ_a, θ_b · θ_b), summed in float64, a piece at a time. Those of parts of tensors add up."""
+    total = torch.zeros(3, dtype=torch.float64, device=a.device)
+    for x, y in zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True):
+        x, y = x.double(), y.double()
+        total += torch.stack([x.dot(y), x.dot(x), y.dot(y)])
+    return tuple(total.tolist())  # type: ignore[return-value]
+
+
+def shares(ab: float, aa: float, bb: float, t: float = 0.5, threshold: float = 0.9995) -> tuple[float, float]:
+    """The weights of θ_a and θ_b on the arc, of their `products`."""
     # A vector of no length has no direction: mergekit leaves it as it is, and its product with the other is small.
-    length = math.prod(n if n > 1e-8 else 1.0 for n in norms)
-    cos = float((a * b).sum()) / length
+    length = math.prod(n if n > 1e-8 else 1.0 for n in (math.sqrt(aa), math.sqrt(bb)))
+    cos = ab / length
     if not abs(cos) <= threshold:
-        return weighted_sum(tensors, (1 - t, t)).to(tensors[0].dtype)
+        return 1 - t, t
     angle = math.acos(cos)
-    shares = math.sin(angle - t * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-    return weighted_sum(tensors, shares).to(tensors[0].dtype)
+    return math.sin(angle - t * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
