@@ -109,7 +109,7 @@ WAYS = {
     ),
     "task_arithmetic": (
         ["-b", "origin", "--lambda", "0.3", "-w", "1,-2"],
-        lambda a, b, o: merging.task_arithmetic([a, b], o, [1, -2], 0.3),
+        lambda a, b, o: merging.task_arithmetic([a, b], o, [1.0, -2.0], 0.3),
     ),
     "ties": (["-b", "origin", "--density", "0.4"], lambda a, b, o: merging.ties([a, b], o, density=0.4)),
     "dare_linear": (
