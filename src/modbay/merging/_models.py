@@ -97,7 +97,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     (first, w), *others = live
     total = first.to(wide(first)) * w
     for tensor, weight in others:
-        total = total + tensor.to(total.dtype) * weight
+        total = total.add(tensor.to(total.dtype), alpha=weight)  # in one pass
     return total
 
 

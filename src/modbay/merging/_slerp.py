@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..errors import MergeError
 from ..types import System, systems
-from ._models import State, each, weighted_sum
+from ._models import State, each, weighted_sum, wide
 
-PIECE = 1 << 18  # numbers, so that their float64 copies stay in the processor's cache
+PIECE = 1 << 14  # numbers: so few can be summed in float32 to its seventh digit
 
 
 @systems(
@@ -29,7 +29,7 @@ def slerp(a: State, b: State, t: float = 0.5, threshold: float = 0.9995) -> dict
     """sin((1 − t) Ω)/sin Ω θ_a + sin(t Ω)/sin Ω θ_b, cos Ω = θ_a · θ_b / (‖θ_a‖ ‖θ_b‖), each tensor one vector.
 
     t: 0 is a, 1 is b. threshold: tensors whose |cos Ω| is above it, the same or opposite, are interpolated along the
-    line, (1 − t) θ_a + t θ_b. mergekit's `slerp`, whose dot product is in float32; here it is summed in float64.
+    line, (1 − t) θ_a + t θ_b. mergekit's `slerp`, whose dot product is in float32; here pieces of it add up in float64.
     Raises MergeError for models that do not fit.
     """
     return each("slerp", [a, b], None, lambda _, tensors, __: slerp_tensor(tensors, t, threshold))
@@ -43,10 +43,11 @@ def slerp_tensor(tensors: Sequence[Tensor], t: float = 0.5, threshold: float = 0
 
 
 def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
-    """(θ_a · θ_b, θ_a · θ_a, θ_b · θ_b), summed in float64, a piece at a time. Those of parts of tensors add up."""
+    """(θ_a · θ_b, θ_a · θ_a, θ_b · θ_b), a piece at a time; pieces are added up in float64."""
     total = torch.zeros(3, dtype=torch.float64, device=a.device)
+    kind = torch.promote_types(wide(a), wide(b))
     for x, y in zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True):
-        x, y = x.double(), y.double()
+        x, y = x.to(kind), y.to(kind)
         total += torch.stack([x.dot(y), x.dot(x), y.dot(y)])
     return tuple(total.tolist())  # type: ignore[return-value]
 
