@@ -3,10 +3,12 @@
     python benchmarks/merging.py [--million 70] [--models 2] [--rounds 3] [--folder DIR]
 
 A copy reads every input and writes one output of their size, both with fsync. Each way runs in a process of its own,
-one thread of torch; imports are not counted. With mergekit installed, run its `mergekit-yaml` on the same folders.
+one thread of torch; imports are not counted. Of a merge's CPU seconds, `hash s` go
+into the SHA-256 of its inputs, in threads of their own, beside the merge where there are cores for it. With mergekit installed, run its `mergekit-yaml` on the same folders.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -45,14 +47,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for i in range(given.models + 1):
             write(Path(folder) / f"m{i}", given.million, i)
-        print(f"{'way':28} {'copy s':>8} {'CPU s':>8} {'merge s':>8} {'CPU s':>8} {'MiB':>6}   best of {given.rounds}")
+        print(
+            f"{'way':28} {'copy s':>8} {'CPU s':>8} {'merge s':>8} {'CPU s':>8} {'hash s':>8} {'MiB':>6}   best of {given.rounds}"
+        )
         for way in given.ways:
             n = 2 if WAYS[way].get("two") else given.models
             inputs = [f"m{i}" for i in range(n + bool(WAYS[way].get("base")))]
             copy, merge = (best(verb, folder, inputs, given.rounds) for verb in ("copy", way))
+            hashes = best("hash", folder, inputs, given.rounds)
             print(
                 f"{way + f', {len(inputs)} inputs':28} {copy['seconds']:8.2f} {copy['cpu']:8.2f} "
-                f"{merge['seconds']:8.2f} {merge['cpu']:8.2f} {merge['mib']:6.0f}",
+                f"{merge['seconds']:8.2f} {merge['cpu']:8.2f} {hashes['cpu']:8.2f} {merge['mib']:6.0f}",
                 flush=True,
             )
 
@@ -91,6 +96,10 @@ def one(verb: str, where: str, names: str) -> dict[str, float]:
     began, cpu = time.perf_counter(), time.process_time()
     if verb == "copy":
         copy(inputs, folder / "copy")
+    elif verb == "hash":
+        for name in inputs:
+            with open(Path(name) / "model.safetensors", "rb") as file:
+                hashlib.file_digest(file, "sha256")
     else:
         way = WAYS[verb]
         models = inputs[1:] if way.get("base") else inputs
