@@ -3,8 +3,8 @@
     python benchmarks/merging.py [--million 70] [--models 2] [--rounds 3] [--folder DIR]
 
 A copy reads every input and writes one output of their size, both with fsync. Each way runs in a process of its own,
-one thread of torch; imports are not counted. Of a merge's CPU seconds, `hash s` go
-into the SHA-256 of its inputs, in threads of their own, beside the merge where there are cores for it. With mergekit installed, run its `mergekit-yaml` on the same folders.
+one thread of torch; imports are not counted. Of a merge's CPU seconds, `hash s` go into the SHA-256 of its inputs, in
+threads of their own, beside the merge where there are cores for it.
 """
 
 import argparse
@@ -47,9 +47,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for i in range(given.models + 1):
             write(Path(folder) / f"m{i}", given.million, i)
-        print(
-            f"{'way':28} {'copy s':>8} {'CPU s':>8} {'merge s':>8} {'CPU s':>8} {'hash s':>8} {'MiB':>6}   best of {given.rounds}"
-        )
+        heads = "".join(f"{head:>9}" for head in ("copy s", "CPU s", "merge s", "CPU s", "hash s"))
+        print(f"{'way':27}{heads} {'MiB':>6}   best of {given.rounds}")
         for way in given.ways:
             n = 2 if WAYS[way].get("two") else given.models
             inputs = [f"m{i}" for i in range(n + bool(WAYS[way].get("base")))]

@@ -13,7 +13,7 @@ from ..errors import MergeError
 from ..types import System, systems
 from ._models import State, each, weighted_sum, wide
 
-PIECE = 1 << 14  # numbers: so few can be summed in float32 to its seventh digit
+PIECE = 1 << 16  # numbers: so few can be summed in float32 to its sixth digit
 
 
 @systems(
