@@ -160,9 +160,11 @@ def test_recipes_say_what_they_miss(monkeypatch):
             recipe(name).digits(False, 0)
 
 
-def test_the_modularity_benchmark_runs():
-    rows = recipe("modularity_benchmark").main(["--smoke"])
-    assert {row["way"] for row in rows} == {"monolithic", "joint", "operation", "ground-truth", "TopK"}
+def test_the_modularity_benchmark_runs_and_writes_its_page(tmp_path):
+    benchmark = recipe("modularity_benchmark")
+    rows = benchmark.main(["--smoke", "--page", str(tmp_path / "page.md")])
+    assert {row["way"] for row in rows} == set(benchmark.WAYS)
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").count("\n| 2 |") == len(benchmark.WAYS)
 
 
 def test_latent_skills_run():
