@@ -61,6 +61,14 @@ def test_module_runs():
     assert done.returncode == 0 and done.stdout.startswith("modbay 0."), done.stderr
 
 
+def test_a_package_that_is_missing_is_named_with_what_brings_it():
+    lines = "import sys; sys.modules['yaml'] = None; sys.argv = ['modbay', 'merge', 'a', 'b', '--out', 'c']"
+    code = f"{lines}; from modbay.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "modbay: this needs yaml, which is not installed: pip install 'modbay[train]'.\n"
+
+
 def test_inspect_prints_rows_and_doubts(bert):
     said = call("inspect", bert)
     assert said.startswith("BertForSequenceClassification, ")

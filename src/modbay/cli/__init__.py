@@ -20,6 +20,11 @@ app = typer.Typer(
 
 app.add_typer(bench, name="bench")
 
+EXTRAS = {  # what brings a package that some commands need
+    "transformers": "hf", "accelerate": "hf", "datasets": "hf",
+    "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train",
+}  # fmt: skip
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -535,5 +540,16 @@ def merge(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; a package that is missing is named, with what brings it."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        typer.secho(
+            f"modbay: this needs {package}, which is not installed: pip install 'modbay[{EXTRAS[package]}]'.",
+            err=True,
+            fg="red",
+        )
+        raise SystemExit(1) from None
