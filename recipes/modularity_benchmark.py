@@ -13,10 +13,11 @@ one of R rules, which the input names; R modules are as wide together as one mon
 Can a learned router come near to one that is told the rules? Of numbers, seeds 0 to 4, the table is docs/modularity.md:
 mb.Scouts, linear experts that compete for the rows, close 1.02, 0.99, 1.00 and 0.91 of the gap between joint scores and
 ground truth at 2, 4, 8 and 16 rules, and 0.96, 1.09, 1.20 and 0.88 of it on rows of twice the scale; each of the 20
-runs has one module a rule. The rules are linear, as scouts are, and so this is their home; their constants were chosen
-on seeds 10 to 19. Where the answer is a class, they do not help (8 rules, seeds 0 and 1, {Scouts: {loss: binary}}:
-error rate 0.0026 and 0.0026, two modules or more unused, where ground truth has 0.0007 and 0.0008, and joint scores
-0.0013 and 0.0014). The families mha and rnn were not run to an end.
+runs has one module a rule. The rules are linear, as scouts are, and so this is their home; the idea was found on seeds
+0 to 4, in smaller trials, and when scouts move and how fast they learn was chosen on seeds 10 to 19. Where the answer
+is a class, they do not help (8 rules, seeds 0 and 1, {Scouts: {loss: binary}}: error rate 0.0026 and 0.0026, two
+modules or more unused, where ground truth has 0.0007 and 0.0008, and joint scores 0.0013 and 0.0014). The families mha
+and rnn were not run to an end.
 
 This is `modbay bench modularity` from Python, with the same options; see its --help. Defaults end in minutes on two
 cores; --paper takes the sizes and steps of the paper's code, and days.
