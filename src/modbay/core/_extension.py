@@ -22,7 +22,8 @@ Extension = tuple[Tensor, Tensor | None]
 
 def extended(modular: Modular, x: Tensor, c: Context, routing: Routing | None, aggregator: Any) -> Extension | None:
     """What goes in front of each row of x at a site; None if no module is active."""
-    modules, route = modular.modules_at(), modular.routed(x, c, routing)
+    modules = modular.modules_at()
+    route = modules.route(x, c) if routing is None else routing.on(x.device)
     out = (aggregator or modular.aggregator).extend(modules, route, x, c)  # type: ignore[union-attr]
     if modular.training and torch.is_grad_enabled():
         penalise(modules, route, c, modular.prefix)

@@ -186,7 +186,8 @@ class Modular(nn.Module):
 
     def run(self, f: Function | None, x: Tensor, c: Context, route: Routing | None = None, aggregator=None) -> Tensor:
         """The equation in a context that is given; with a routing that was made elsewhere, or the router's own."""
-        modules, routing = self.modules_at(), self.routed(x, c, route)
+        modules = self.modules_at()
+        routing = modules.route(x, c) if route is None else route.on(x.device)
         if routing.axes:
             modules.check(routing, x)
         aggregator = aggregator or self.aggregator
@@ -200,14 +201,6 @@ class Modular(nn.Module):
         if self.training and torch.is_grad_enabled():
             penalise(modules, routing, c, self.prefix)
         return y
-
-    def routed(self, x: Tensor, c: Context, route: Routing | None) -> Routing:
-        """The routing, by this site's own router unless it was made elsewhere, on the device of x; its losses kept."""
-        if route is None:
-            route = self.router(x, c)  # type: ignore[misc]
-            for name, value in route.losses.items():  # type: ignore[union-attr]
-                c.add_loss(self.prefix + name, value)
-        return route.on(x.device)  # type: ignore[union-attr]
 
 
 def penalise(modules: Modules, routing: Routing, c: Context, prefix: str = "") -> None:

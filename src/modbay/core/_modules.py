@@ -29,7 +29,7 @@ class Modules:
         return len(self.parts)
 
     def route(self, x: Tensor, c: Context) -> Routing:
-        """Ask the router again, with another input (recursion, trees); its losses are kept."""
+        """Ask the router, and again with another input (recursion, trees); on the device of x, its losses kept."""
         routing = self.router(x, c)
         for name, value in routing.losses.items():
             c.add_loss(self.prefix + name, value)
