@@ -34,9 +34,9 @@ right, a gate counting if it is above half of its task's largest, under the best
     of seeds 0–4, two halves
     shared                       0.587           0.381
     private                      0.004           0.640
-    hypernetwork                 0.126    0.447  0.336  0.832   0.653
+    hypernetwork                 0.126    0.446  0.336  0.832   0.652
     Polytropon                   0.145    0.454  0.318  0.377   0.792  0 of 30
-    MHR                          0.004    0.007  0.119  0.305   1.000  17 of 30
+    MHR                          0.004    0.008  0.120  0.305   1.000  17 of 30
 
 Purity is 1.000 of each seed in those rows, and .48 before anything is learned. By routing alone a new task's error is
 at most 0.009 there of any seed, where shared has at least 0.266 and private 0.583: eight rows fix four or eight gates,
