@@ -72,23 +72,27 @@ def _open(fitting: Fitting, everywhere: Sequence[Place], kinds: Mapping[str, Pai
 
 
 def load(
-    model: nn.Module, folder: str | Path, *, base: str = "same", allow_nan: bool = False, freeze: bool = True
-) -> "dict[str, Bay]":
+    model: nn.Module, folder: str | Path, *, base: str = "same", allow_nan: bool = False, freeze: bool = True,
+    name: str | None = None,
+) -> "dict[str, Bay]":  # fmt: skip
     """Attach the bays that a folder holds (`bay.save`), with their routers and aggregators; returns them by name.
 
-    base: "any" loads onto another base than the modules were made on. allow_nan: values may be NaN or infinite.
-    freeze: as for `attach`. All is checked before the model changes; raises FileError, or BaseMismatch with the names
-    of the tensors that differ, and leaves the model as it was.
+    A folder of peft's is known, too: its modules come frozen, in one bay that is called `name`, or "peft"; one that is
+    alone is at work at once. base: "any" loads onto another base than the modules were made on. allow_nan: values may
+    be NaN or infinite. freeze: as for `attach`. All is checked before the model changes; raises FileError, or
+    BaseMismatch with the names of the tensors that differ, and leaves the model as it was.
     """
     session, out = _session(model), {}
     try:
-        for plan in library.plans(model, session, folder, base, allow_nan):
-            options = [plan.file.record[key] for key in ("sometimes", "add_losses")]
-            with library.making(model, plan.file.path):
-                state = _state(model, session, plan.file.name, plan.router, plan.aggregator, *options)
+        for plan in library.plans(model, session, folder, base, allow_nan, name):
+            with library.making(model, plan.path):
+                own = (plan.name, plan.router, plan.aggregator, plan.sometimes, plan.add_losses)
+                state = _state(model, session, *own)
                 fitting = Fitting(model, session, state, plan.router, plan.aggregator, None)
                 out[state.name] = _open(fitting, list(plan.places.values()), plan.pairs, freeze, plan.known)
             plan.finish(fitting)
+            if plan.alone:
+                out[state.name].use(*plan.pairs)
     except BaseException:
         for bay in reversed(out.values()):
             bay.fitting.close()
@@ -394,6 +398,17 @@ class Bay:
         """
         library.load(self.fitting, folder, names, add, base, allow_nan)
         return self
+
+    def export(self, folder: str | Path, name: str | None = None, format: str = "peft") -> Path:
+        """Write a module as another library keeps it, peft, into FOLDER; the one there is, unless named.
+
+        Raises CompositionError for what the format can't hold, before anything is written.
+        """
+        if name is None and len(self.names()) != 1:
+            raise BayError(
+                f"export(): bay {self.state.name!r} has {listed(self.names())}: say which, export(FOLDER, NAME)."
+            )
+        return library.export(folder, self.fitting, self.names()[0] if name is None else name, format)
 
     def fold(self, *which: str | Mapping[str, float], untie: bool = False) -> "Bay":
         """Add modules into the base's weights: names, {name: weight}, or what `use` has set; the bay rests meanwhile.

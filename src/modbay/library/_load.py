@@ -1,9 +1,10 @@
 """Loading: from what was read to the parameters of a bay, new or already there. All is checked, then all is copied."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +15,103 @@ from ..abstract import Site
 from ..core import Session
 from ..errors import BaseMismatch, BayError, FileError, ModbayError, listed
 from ..seams import Fitting, Pairs, Place
+from ._doors import find_foreign, read_foreign
 from ._files import inside
 from ._fingerprint import compare
+from ._foreign import Foreign
 from ._format import describe
 from ._places import find_places, site_record
-from ._read import BayFile, ModuleFile, find_bays, fits, read_bay, read_module, whole
+from ._read import BayFile, ModuleFile, fill, find_bays, fits, read_bay, read_module, whole
 from ._write import bay_tensors, described, module_tensors, unfolded
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(ABC):
     """A bay that was read and fits the model: what `attach` needs to make it, and `finish` to fill it."""
 
-    file: BayFile
+    name: str
+    path: Path
     router: Any
     aggregator: Any
     places: Mapping[str, Place]
     pairs: Mapping[str, Pairs]
-    foreign: Mapping[str, str]
+    known: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+    sometimes: bool = False
+    add_losses: bool = True
 
     @property
-    def known(self) -> dict[str, Any]:
-        return {name: file.known for name, file in self.file.modules.items()}
+    def alone(self) -> bool:
+        """Whether its one module is to be at work at once."""
+        return False
 
+    @abstractmethod
     def finish(self, fitting: Fitting) -> None:
         """Fill the bay that was just attached; raises FileError if it is not the one that was saved."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Saved(Plan):
+    """A bay that modbay wrote."""
+
+    file: BayFile = field(kw_only=True)
+    foreign: Mapping[str, str] = field(kw_only=True)
+
+    def finish(self, fitting: Fitting) -> None:
         sources = {file.name: _module(fitting, file) for file in self.file.modules.values()}
         state = _state(fitting, self.file)
         for name, tensors in sources.items():
-            _copy(module_tensors(fitting, name), tensors, True)
-        _copy(bay_tensors(fitting), state, True)
+            fill(module_tensors(fitting, name), tensors, True)
+        fill(bay_tensors(fitting), state, True)
         for file in self.file.modules.values():
             _mark(fitting, file, self.foreign, True)
 
 
-def plans(model: nn.Module, session: Session, folder: str | Path, base: str, allow_nan: bool) -> list[Plan]:
+@dataclass(frozen=True, eq=False)
+class _Strange(Plan):
+    """Modules that others wrote. They come frozen, as they come there, and one that is alone is at work at once."""
+
+    files: Sequence[Foreign] = field(kw_only=True)
+
+    @property
+    def alone(self) -> bool:
+        return len(self.files) == 1
+
+    def finish(self, fitting: Fitting) -> None:
+        for file in self.files:
+            file.fill(module_tensors(fitting, file.name))
+
+
+def plans(
+    model: nn.Module, session: Session, folder: str | Path, base: str, allow_nan: bool, name: str | None
+) -> list[Plan]:
     """The bays of a folder, each read and checked against the model, which stays as it is."""
     unfolded(session, "load")
-    out = []
+    if strangers := find_foreign(Path(folder)):
+        return [_strange(model, strangers, Path(folder), name)]
+    out: list[Plan] = []
     for file in find_bays(folder, allow_nan):
         foreign = _foreign(model, file.record["base"], file.modules.values(), base)
         places = find_places(model, file.sites, file.path)
-        kinds = {name: module.kinds() for name, module in file.modules.items()}
-        pairs = {name: [(places[site], kind) for site, kind in at.items()] for name, at in kinds.items()}
-        out.append(Plan(file, file.part("router"), file.part("aggregator"), places, pairs, foreign))
+        kinds = {module_name: module.kinds() for module_name, module in file.modules.items()}
+        pairs = {key: [(places[site], kind) for site, kind in at.items()] for key, at in kinds.items()}
+        known = {key: module.known for key, module in file.modules.items()}
+        said = {key: file.record[key] for key in ("sometimes", "add_losses")}
+        made = _Saved(
+            file.name, file.path, file.part("router"), file.part("aggregator"), places, pairs, known, **said,
+            file=file, foreign=foreign,
+        )  # fmt: skip
+        out.append(made)
     return out
+
+
+def _strange(model: nn.Module, folders: Mapping[str, Path], folder: Path, name: str | None) -> Plan:
+    files = [read_foreign(path, key, model) for key, path in folders.items()]
+    for file in files:
+        file.tell(model)
+    pairs = {file.name: file.pairs(model) for file in files}
+    places = {place.site.name: place for several in pairs.values() for place, _ in several}
+    known = {file.name: file.known for file in files}
+    return _Strange(name or files[0].format, folder, None, None, places, pairs, known, files=files)
 
 
 def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, base: str, allow_nan: bool) -> None:
@@ -68,6 +121,9 @@ def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, 
     if `add`. Raises FileError, BaseMismatch or BayError, and then nothing has changed.
     """
     unfolded(fitting.session, "load")
+    if strangers := find_foreign(Path(folder)):
+        _add(fitting, strangers, Path(folder), names, add)
+        return
     bay, modules = _read(fitting, folder, names, allow_nan)
     own = fitting.state.inventory.names
     new = [file for file in modules if file.name not in own]
@@ -100,10 +156,49 @@ def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, 
     if new:
         fitting.rebuild()
     for name, tensors in sources.items():
-        _copy(module_tensors(fitting, name), tensors, name not in before)
-    _copy(bay_tensors(fitting), state)
+        fill(module_tensors(fitting, name), tensors, name not in before)
+    fill(bay_tensors(fitting), state)
     for file in modules:
         _mark(fitting, file, foreign, file in new)
+
+
+def _add(fitting: Fitting, there: Mapping[str, Path], folder: Path, names: Sequence[str], add: bool) -> None:
+    """Add modules that others wrote, frozen, at sites that the bay has."""
+    own, unknown = fitting.state.inventory.names, [name for name in names if name not in there]
+    if unknown:
+        raise FileError(f"{folder} has no modules {listed(unknown)}; there are {listed(there)}.")
+    wanted = list(names) or list(there)
+    taken = [name for name in wanted if name in own]
+    if taken or not add:
+        why = f"it has {listed(taken)} already" if taken else f"add=True adds {listed(wanted)}"
+        raise BayError(
+            f"load: bay {fitting.state.name!r} gets what another library wrote only as new modules: {why}. Rename the "
+            f"folder, or the module."
+        )
+    files = [read_foreign(there[name], name, fitting.model) for name in wanted]
+    for file in files:
+        file.tell(fitting.model)
+        new = [site for site in file.kinds if site not in fitting.places]
+        if new:
+            raise BayError(
+                f"load: bay {fitting.state.name!r} has no sites {listed(new)}, at which {file.name!r} has a module; "
+                f"mb.load(model, FOLDER, name=…) makes a bay of its own for it."
+            )
+    before = len(own)
+    try:
+        for file in files:
+            pairs = [(fitting.places[site], kind) for site, kind in file.kinds.items()]
+            for place, kind in pairs:
+                modular = fitting.modulars[place.site.name]
+                (modular.aggregator or fitting.state.aggregator).admit(kind, place.site)  # type: ignore[union-attr]
+            with making(fitting.model, file.path):
+                fitting.plug(file.name, pairs, file.known)
+            file.fill(module_tensors(fitting, file.name))
+    except BaseException:
+        for name in own[before:]:
+            fitting.unplug(before, name)
+        raise
+    fitting.rebuild()
 
 
 def _read(
@@ -227,20 +322,10 @@ def _state(fitting: Fitting, file: BayFile) -> Mapping[str, Tensor]:
     sources = dict(file.tensors)
     for prefix, (twin, site) in twins.items():
         own = {f"{prefix}/{key}": value for key, value in twin.state_dict(keep_vars=True).items()}
-        _copy(own, sources)
+        fill(own, sources)
         twin.build(now, site)
         sources |= {f"{prefix}/{key}": value for key, value in twin.state_dict().items()}
     return sources
-
-
-def _copy(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], new: bool = False) -> None:
-    """Fill tensors in place. New ones take the file's dtype: a module may be kept in another one than its base."""
-    with torch.no_grad():
-        for key, target in targets.items():
-            if key in sources:
-                if new and target.dtype != sources[key].dtype:
-                    target.data = target.data.to(sources[key].dtype)
-                target.copy_(sources[key])
 
 
 def _mark(fitting: Fitting, file: ModuleFile, foreign: Mapping[str, str], new: bool) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..abstract import Aggregator, Kind, Router
@@ -177,3 +178,13 @@ def fits(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor
             f"{path} does not fit the bay's parts. {'. '.join(said)}. Load it with the kinds that it was saved with, "
             f"as its JSON tells them; a file that others wrote must have nothing more."
         )
+
+
+def fill(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], new: bool = False) -> None:
+    """Fill tensors in place. New ones take the file's dtype: a module may be kept in another one than its base."""
+    with torch.no_grad():
+        for key, target in targets.items():
+            if key in sources:
+                if new and target.dtype != sources[key].dtype:
+                    target.data = target.data.to(sources[key].dtype)
+                target.copy_(sources[key])

@@ -1,0 +1,61 @@
+"""Doors: the formats of other libraries, known by what lies in a folder."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ..abstract import Kind
+from ..errors import BayError, FileError, listed
+from ..seams import Fitting
+from ..types import Params
+from . import peft
+from ._files import read_json, refuse_pickle
+from ._foreign import Foreign
+from ._write import unfolded
+
+FORMATS = ("peft",)
+
+
+def find_foreign(folder: Path) -> dict[str, Path]:
+    """The modules of another library in a folder, by name: its own, and those of folders in it, as peft keeps them."""
+    if not folder.is_dir() or (folder / "bay.json").exists():
+        return {}
+    inner = {path.name: path for path in sorted(folder.iterdir()) if (path / peft.CONFIG).is_file()}
+    own = {folder.resolve().name: folder} if (folder / peft.CONFIG).is_file() else {}
+    return own | inner
+
+
+def read_foreign(folder: Path, name: str, model: nn.Module) -> Foreign:
+    """Read one of them. Raises FileError for what is not known, or is damaged."""
+    said = read_json(folder / peft.CONFIG)
+    if "peft_type" in said:
+        pickle = folder / "adapter_model.bin"
+        if pickle.exists() and not (folder / peft.TENSORS).exists():
+            refuse_pickle(pickle)
+        return peft.read(folder, name, model)
+    raise FileError(
+        f"{folder}/{peft.CONFIG} says no peft_type: it is not peft's, and no other library's that modbay reads."
+    )
+
+
+def export(folder: str | Path, fitting: Fitting, name: str, format: str) -> Path:
+    """Write one module in another library's format, and return the folder.
+
+    Raises BayError for an unknown name, CompositionError for what the format can't hold: then nothing is written.
+    """
+    state = fitting.state
+    if format not in FORMATS:
+        raise BayError(f"export(format={format!r}): it is {listed(FORMATS)}.")
+    if name not in state.inventory.names:
+        raise BayError(
+            f"export({name!r}): bay {state.name!r} has no such module; there are {listed(state.inventory.names)}."
+        )
+    unfolded(fitting.session, "export")
+    kinds: dict[str, Kind] = {}
+    params: dict[str, Params] = {}
+    for site, modular in fitting.modulars.items():
+        part = modular.order[state.inventory.names.index(name)]
+        if part is not None:
+            kinds[site] = part.kind
+            params[site] = {key: tensor.detach() for key, tensor in part.tensors().items()}
+    return peft.write(Path(folder), peft.Draft(name, fitting.model, fitting.places, kinds, params))

@@ -1,0 +1,61 @@
+"""Modules that other libraries wrote: found in a folder, and read as a kind and its tensors at each site."""
+
+import glob
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..abstract import Kind
+from ..errors import FileError, MatchError
+from ..seams import Pairs, at, places
+from ..types import Params
+from ._read import fill, fits
+
+LOG = logging.getLogger("modbay")
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A module of another library. base: the name of the model that it was made on, as far as it says."""
+
+    name: str
+    path: Path
+    format: str
+    kinds: Mapping[str, Kind]
+    known: Mapping[str, Params]
+    base: str | None = None
+
+    def pairs(self, model: nn.Module) -> Pairs:
+        """Each of its sites in this model, with its kind."""
+        return [(self._place(model, site), kind) for site, kind in self.kinds.items()]
+
+    def _place(self, model: nn.Module, site: str):
+        try:
+            (place,) = places(model, at(glob.escape(site)))
+        except MatchError as error:
+            raise FileError(f"{self.path}: this model has no {site!r}, at which it has a module ({error}).") from error
+        return place
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """By "site/parameter"."""
+        return {f"{site}/{name}": t for site, own in self.known.items() for name, t in own.items()}
+
+    def fill(self, targets: Mapping[str, Tensor]) -> None:
+        """Put its values into a module that was just made, by "site/parameter"; they come frozen."""
+        fits(self.path, self.tensors, targets)
+        fill(targets, self.tensors, True)
+        for tensor in targets.values():
+            tensor.requires_grad_(False)
+
+    def tell(self, model: nn.Module) -> None:
+        """A foreign file has no fingerprint of its base: say what it names, if that is another model."""
+        here = getattr(getattr(model, "config", None), "_name_or_path", None)
+        if self.base and here and self.base != here:
+            LOG.warning(
+                "%s was made on %r, and this model is %r: %s keeps no fingerprint of the base, so that only the names "
+                "can be compared.", self.path, self.base, here, self.format,
+            )  # fmt: skip

@@ -1,0 +1,39 @@
+"""Prompts and prefixes as peft keeps them: the inverse of `_prompts`. Of an encoder, what it gives is kept."""
+
+from collections.abc import Mapping
+
+import torch
+
+from ...abstract import Context, Kind
+from ...modules import Prompt
+from ._draft import Draft
+from ._prompts import attentions, turned
+
+
+def prompt(draft: Draft, sites: Mapping[str, Kind]) -> None:
+    kind = next(iter(sites.values()))
+    if list(sites) != [""] or getattr(kind, "after", 0):
+        raise draft.refuse(next(iter(sites)), "the prompt is not in front of the whole input, as peft's are")
+    own = draft.params[""]
+    table = own["prompt"] if isinstance(kind, Prompt) else kind.extend(own, Context())  # type: ignore[attr-defined]
+    draft.tensors["prompt_embeddings"] = table
+    draft.config |= {"num_virtual_tokens": len(table), "token_dim": table.shape[1], "num_transformer_submodules": 1,
+                     "num_attention_heads": 1, "num_layers": 1, "prompt_tuning_init": "RANDOM"}  # fmt: skip
+
+
+def prefix(draft: Draft, sites: Mapping[str, Kind]) -> None:
+    order = attentions(draft.model)
+    if set(order) != set(sites) or len({draft.params[site]["prefix"].shape for site in sites}) > 1:
+        raise draft.refuse(next(iter(sites)), "prefixes are not at every attention alike, as peft's are")
+    n = draft.params[order[0]]["prefix"].shape[2]
+    turn = turned(draft.model, n, False, f"export of module {draft.name!r} as peft")
+    parts = []
+    for site in order:
+        keys, values = draft.params[site]["prefix"]
+        parts += [turn(keys), values]
+    table = torch.stack(parts)  # (2 L, heads, n, d)
+    heads, width = table.shape[1], table.shape[3]
+    draft.tensors["prompt_embeddings"] = table.permute(2, 0, 1, 3).flatten(1)
+    draft.config |= {"num_virtual_tokens": n, "token_dim": heads * width, "num_transformer_submodules": 1,
+                     "num_attention_heads": heads, "num_layers": len(order), "prefix_projection": False,
+                     "encoder_hidden_size": heads * width}  # fmt: skip

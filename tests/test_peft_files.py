@@ -1,0 +1,357 @@
+"""Checkpoints of peft, in and out: logits agree both ways, and what can't be held is refused."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import modbay as mb
+from modbay.errors import BayError, CompositionError, FileError
+
+transformers = pytest.importorskip("transformers")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    peft = pytest.importorskip("peft")
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+IDS = torch.tensor([[3, 8, 1, 40, 7, 9], [11, 2, 30, 4, 6, 5]])
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def llama():
+    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0)
+    return transformers.LlamaForCausalLM(config)
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=1
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def bert():
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def mixtral():
+    config = transformers.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=3, pad_token_id=0)
+    return transformers.MixtralForCausalLM(config)
+
+
+class Picture(nn.Module):
+    """Two convolutions and a head; a call like those of the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 8, 3, stride=2, groups=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, input_ids):
+        x = torch.tanh(self.first(input_ids.float().view(2, 1, 2, 3).repeat(1, 1, 4, 4) / 50))
+        return self.head(self.second(x).mean((2, 3)))
+
+
+QV, HEAD = ["query", "value"], {"task_type": "SEQ_CLS"}
+LORA, PROMPT = {"r": 4, "lora_alpha": 6}, {"num_virtual_tokens": 5}
+CONV = {"target_modules": ["first", "second"]}
+CASES = {
+    "lora": (llama, lambda: peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"])),
+    "rslora, patterns": (
+        llama,
+        lambda: peft.LoraConfig(
+            **LORA, use_rslora=True, target_modules="all-linear", rank_pattern={"q_proj": 2},
+            alpha_pattern={"layers.0.mlp.up_proj": 3},
+        ),
+    ),
+    "dora": (llama, lambda: peft.LoraConfig(**LORA, use_dora=True, target_modules=["q_proj", "v_proj"])),
+    "rs-dora": (llama, lambda: peft.LoraConfig(**LORA, use_dora=True, use_rslora=True, target_modules=["q_proj"])),
+    "lora at Conv1D": (gpt2, lambda: peft.LoraConfig(**LORA, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "dora at Conv1D": (
+        gpt2,
+        lambda: peft.LoraConfig(**LORA, use_dora=True, target_modules=["c_attn"], fan_in_fan_out=True),
+    ),
+    "lora with biases": (
+        gpt2,
+        lambda: peft.LoraConfig(**LORA, lora_bias=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True),
+    ),
+    "lora and head": (bert, lambda: peft.LoraConfig(**LORA, **HEAD, target_modules=QV)),
+    "lora, modules_to_save": (
+        bert,
+        lambda: peft.LoraConfig(**LORA, target_modules=QV, modules_to_save=["pooler", "classifier"]),
+    ),
+    "lora, all biases": (bert, lambda: peft.LoraConfig(**LORA, **HEAD, bias="all", target_modules=QV)),
+    "lora, its biases": (bert, lambda: peft.LoraConfig(**LORA, bias="lora_only", target_modules=QV)),
+    "lora at an embedding": (llama, lambda: peft.LoraConfig(**LORA, target_modules=["embed_tokens", "q_proj"])),
+    "lora at Conv2d": (Picture, lambda: peft.LoraConfig(**LORA, **CONV, modules_to_save=["head"])),
+    "lora at experts": (
+        mixtral,
+        lambda: peft.LoraConfig(
+            **LORA, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
+        ),
+    ),
+    "(IA)³": (
+        bert,
+        lambda: peft.IA3Config(
+            **HEAD, target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]
+        ),
+    ),
+    "(IA)³ at Conv1D": (
+        gpt2,
+        lambda: peft.IA3Config(
+            target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True
+        ),
+    ),
+    "layer norms": (bert, lambda: peft.LNTuningConfig(**HEAD, target_modules=["LayerNorm"])),
+    "RMS norms": (llama, lambda: peft.LNTuningConfig(target_modules=["input_layernorm"])),
+    "adalora": (
+        bert,
+        lambda: peft.AdaLoraConfig(**HEAD, init_r=5, target_r=3, lora_alpha=6, total_step=100, target_modules=QV),
+    ),
+    "vera": (bert, lambda: peft.VeraConfig(**HEAD, r=8, target_modules=QV)),
+    "vera at Conv1D": (gpt2, lambda: peft.VeraConfig(r=8, target_modules=["c_attn", "mlp.c_fc"], fan_in_fan_out=True)),
+    "loha": (bert, lambda: peft.LoHaConfig(**HEAD, r=3, alpha=5, target_modules=QV)),
+    "loha at Conv2d": (Picture, lambda: peft.LoHaConfig(r=3, alpha=5, **CONV)),
+    "lokr": (bert, lambda: peft.LoKrConfig(**HEAD, r=3, alpha=5, target_modules=[*QV, "intermediate.dense"])),
+    "lokr of two factors": (
+        bert,
+        lambda: peft.LoKrConfig(**HEAD, r=2, alpha=9, decompose_both=True, decompose_factor=8, target_modules=QV),
+    ),
+    "lokr at Conv2d": (Picture, lambda: peft.LoKrConfig(r=3, alpha=5, **CONV)),
+    "prompt": (llama, lambda: peft.PromptTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
+    "prompt and head": (bert, lambda: peft.PromptTuningConfig(**PROMPT, **HEAD)),
+    "p-tuning": (llama, lambda: peft.PromptEncoderConfig(**PROMPT, task_type="CAUSAL_LM", encoder_hidden_size=16)),
+    "prefix": (llama, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
+    "prefix, projected": (
+        llama,
+        lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM", prefix_projection=True, encoder_hidden_size=8),
+    ),
+}  # fmt: skip
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def trained(name, folder):
+    """(the base, a checkpoint of peft's on it, what it computes)."""
+    torch.manual_seed(0)
+    make, config = CASES[name]
+    base = make().eval()
+    theirs = peft.get_peft_model(copy.deepcopy(base), config()).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn_like(p))
+    theirs.save_pretrained(folder)
+    return base, run(theirs)
+
+
+def run(model):
+    more = {} if isinstance(_bare(model), Picture) else {"attention_mask": torch.ones_like(IDS)}
+    with torch.no_grad():
+        out = model(input_ids=IDS, **more)
+    logits = out if isinstance(out, torch.Tensor) else out.logits
+    return logits[:, -IDS.shape[1] :] if logits.ndim == 3 else logits
+
+
+def _bare(model):
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_there_and_back(name, tmp_path):
+    """peft → modbay → peft → modbay: the same logits at each step, and not the base's."""
+    base, wanted = trained(name, tmp_path / "theirs")
+    ours = copy.deepcopy(base)
+    bay = mb.load(ours, tmp_path / "theirs")["peft"]
+    assert bay.names() == ["theirs"]
+    torch.testing.assert_close(run(ours), wanted, **CLOSE)
+    assert (run(base) - wanted).abs().max() > 1e-4
+    bay.export(tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours").eval()
+    torch.testing.assert_close(run(again), wanted, **CLOSE)
+    last = copy.deepcopy(base)
+    mb.load(last, tmp_path / "ours")
+    torch.testing.assert_close(run(last), wanted, **CLOSE)
+    bay.detach()
+    assert torch.equal(run(ours), run(base))
+
+
+OURS = {
+    "pissa": {"*.q_proj": mb.LoRA(3, start="pissa")},
+    "olora": {"*.q_proj": mb.LoRA(3, alpha=6, start="olora")},
+    "vera": {"*.q_proj": mb.VeRA(6), "*.v_proj": mb.VeRA(6)},
+    "ranks": {"*.q_proj": mb.LoRA(3), "*.v_proj": mb.LoRA(5, alpha=2, stable=True)},
+    "copies": {"*.q_proj": mb.LoRA(3), "lm_head": mb.Full()},
+    "norms": {"*.input_layernorm": mb.Norm()},
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_modbay_trained_in_peft(name, tmp_path):
+    torch.manual_seed(0)
+    base = llama().eval()
+    ours = copy.deepcopy(base)
+    bay = mb.attach(ours, modules={"m": OURS[name]}).use("m")
+    with torch.no_grad():
+        for p in bay.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    bay.export(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    torch.testing.assert_close(run(theirs), run(ours), **CLOSE)
+    twin = copy.deepcopy(base)
+    mb.load(twin, tmp_path)
+    torch.testing.assert_close(run(twin), run(ours), **CLOSE)
+
+
+def test_several_of_one_folder_in_a_mixed_batch(tmp_path):
+    """peft keeps its adapters in folders of a folder; a batch may have another one in each row."""
+    torch.manual_seed(0)
+    base = llama().eval()
+    config = peft.LoraConfig(**LORA, target_modules=["q_proj"])
+    theirs = peft.get_peft_model(copy.deepcopy(base), config, adapter_name="en").eval()
+    theirs.add_adapter("de", peft.LoraConfig(r=2, target_modules=["v_proj"]))
+    with torch.no_grad():
+        for n, p in theirs.named_parameters():
+            if "lora_" in n:
+                p.add_(0.3 * torch.randn_like(p))
+    theirs.save_pretrained(tmp_path)
+    bay = mb.load(base, tmp_path, name="language")["language"]
+    assert bay.names() == ["de", "en"] and not any(p.requires_grad for p in bay.parameters())
+    with torch.no_grad():
+        mixed = base(IDS, language=["de", "en"]).logits
+        for i, name in enumerate(("de", "en")):
+            theirs.set_adapter(name)
+            torch.testing.assert_close(mixed[i], theirs(input_ids=IDS).logits[i], **CLOSE)
+
+
+def test_a_headless_base_and_one_with_a_head(tmp_path):
+    """What was trained on a bare encoder goes onto one with a head."""
+    torch.manual_seed(0)
+    whole = bert().eval()
+    theirs = peft.get_peft_model(copy.deepcopy(whole.bert), peft.LoraConfig(**LORA, target_modules=QV)).eval()
+    with torch.no_grad():
+        for n, p in theirs.named_parameters():
+            if "lora_" in n:
+                p.add_(0.3 * torch.randn_like(p))
+    theirs.save_pretrained(tmp_path)
+    mb.load(whole, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.bert(IDS)[0], theirs(IDS)[0], **CLOSE)
+
+
+def test_a_module_of_peft_in_a_bay_that_is_there(tmp_path):
+    base, wanted = trained("lora", tmp_path / "guest")
+    bay = mb.attach(base, at=["*.q_proj", "*.v_proj"], modules={"own": mb.LoRA(2)}, name="task")
+    bay.load(tmp_path / "guest", add=True).use("guest")
+    torch.testing.assert_close(run(base), wanted, **CLOSE)
+    assert bay.names() == ["own", "guest"]
+    with pytest.raises(BayError, match="guest"):
+        bay.load(tmp_path / "guest", add=True)
+    other = mb.attach(base, at="*.k_proj", modules={"own": mb.LoRA(2)}, name="other")
+    with pytest.raises(BayError, match="q_proj"):
+        other.load(tmp_path / "guest", add=True)
+    assert other.names() == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "why"),
+    [
+        ({"*.q_proj": mb.LoRA(2), "*.v_proj": mb.DoRA(2)}, "elsewhere the other"),
+        ({"*.q_proj": mb.LoRA(2), "*.v_proj": mb.IA3()}, "hold one"),
+        ({"*.mlp": mb.Bottleneck(2)}, "none of peft's"),
+        ({"*.q_proj": mb.LoRA(2, bias=True)}, "layer has none"),
+        ({mb.part("*.q_proj", 0, 8): mb.LoRA(2)}, "part of a layer"),
+    ],
+)
+def test_what_peft_can_not_hold(kinds, why, tmp_path):
+    bay = mb.attach(llama(), modules={"m": kinds})
+    with pytest.raises(CompositionError, match=why):
+        bay.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_is_told_what(tmp_path):
+    bay = mb.attach(llama(), at="*.q_proj", modules={"a": mb.LoRA(2), "b": mb.LoRA(2)})
+    with pytest.raises(BayError, match="say which"):
+        bay.export(tmp_path)
+    with pytest.raises(BayError, match="'c'"):
+        bay.export(tmp_path, "c")
+    with pytest.raises(BayError, match="'gguff'"):
+        bay.export(tmp_path, "a", "gguff")
+
+
+def edit(**fields):
+    def change(folder):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change
+
+
+def tensors(change):
+    def run_it(folder):
+        path = folder / "adapter_model.safetensors"
+        save_file(dict(change(load_file(path))), path)
+
+    return run_it
+
+
+def pickled(folder):
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+BAD = {
+    "an unknown method": (edit(peft_type="LILY"), "LILY"),
+    "no method": (edit(peft_type=None), "peft_type"),
+    "an alpha of words": (edit(lora_alpha="much"), "lora_alpha"),
+    "a broken pattern": (edit(alpha_pattern={"(": 1}), "alpha_pattern"),
+    "another function": (edit(use_qalora=True), "QA-LoRA"),
+    "half a LoRA": (tensors(lambda t: {k: v for k, v in t.items() if "lora_B" not in k}), "lora_B"),
+    "another model's": (tensors(lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}), "layers.7"),
+    "another width": (tensors(lambda t: {k: v[:, :-1].contiguous() for k, v in t.items()}), "shapes"),
+    "not a number": (tensors(lambda t: {k: v * float("nan") for k, v in t.items()}), "NaN"),
+    "what nobody knows": (tensors(lambda t: {**t, "base_model.model.lora_C": torch.ones(2)}), "lora_C"),
+    "a pickle": (pickled, "pickle"),
+    "no tensors": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "missing"),
+    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused(name, tmp_path):
+    change, why = BAD[name]
+    base, _ = trained("lora", tmp_path)
+    before = run(base)
+    change(tmp_path)
+    with pytest.raises(FileError, match=why):
+        mb.load(base, tmp_path)
+    assert not mb.bays(base) and torch.equal(run(base), before)
+
+
+def test_a_prefix_that_has_no_equal(tmp_path):
+    """Where positions are learned, peft's text begins at another one."""
+    torch.manual_seed(0)
+    base = gpt2().eval()
+    config = peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")
+    peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
+    with pytest.raises(FileError, match="begins at position 5"):
+        mb.load(base, tmp_path)
+
+
+def test_another_base_is_told(tmp_path, caplog):
+    base, _ = trained("lora", tmp_path)
+    edit(base_model_name_or_path="org/that-model")(tmp_path)
+    base.config._name_or_path = "org/this-model"
+    mb.load(base, tmp_path)
+    assert "org/that-model" in caplog.text and "fingerprint" in caplog.text
