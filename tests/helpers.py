@@ -124,6 +124,7 @@ KINDS: list[Case] = [
         LINEAR + CONVOLUTION + EMBEDDING,
         folds=True,
     ),
+    Case("dense", lambda: mb.DenseDelta(bias=True), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("dora", lambda: mb.DoRA(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("loha", lambda: mb.LoHa(2, alpha=3.0), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case("lokr", lambda: mb.LoKr(1, both=True), LINEAR + CONVOLUTION + EMBEDDING, folds=True),

@@ -14,6 +14,7 @@ from .aggregation import WeightedSum
 from .core import BayState, Inventory, Modular, Session, as_kind, pack, refuse_packed, unpack
 from .errors import BayError, CompositionError, LabelError, listed
 from .fold import fold, unfold
+from .merge import MergeReport, merge
 from .recording import Recording, record
 from .routing import ByLabel
 from .seams import Fitting, Pairs, Place, Seat, Spec, free, pairs_of, places, union, unswap
@@ -243,6 +244,32 @@ class Bay:
             return None
         ids = tuple(i - (i > index) for i in ids)
         return Routing(index=torch.tensor(ids, dtype=torch.long), weights=chosen.weights, host=(ids,))
+
+    def merge(
+        self,
+        name: str,
+        which: Mapping[str, float] | Sequence[str],
+        method: str = "linear",
+        of: str | None = None,
+        rank: int | None = None,
+        **arguments: Any,
+    ) -> MergeReport:
+        """Add a module made of others, and report, by site, what was done and how exact it is:
+
+            report = bay.merge("both", {"en": 0.7, "de": 0.3})         # Σ w_i Δ_i, exactly
+            report = bay.merge("both", ["en", "de"], method="ties", density=0.2, rank=16)
+
+        which: {name: weight}, or names, which weigh 1 each, 1/n each if linear. method: linear, task_arithmetic, ties,
+        dare or slerp, as in modbay.merging; what more they take are its `arguments` (density, scale, t, seed …).
+        of: "deltas", what modules change of f's parameters, Σ w_i Δ_i; or "parameters", each averaged, Σ w_i φ_i, which
+        LoRA's A and B are not the same by, and the only way for bottlenecks and prompts. None: deltas where all parts
+        at a site have them. rank: the most that a low-rank result may have, and what would be kept dense is cut to it;
+        None: exact. A module without a part at a site changes nothing there; weight 1 on one is that module, bit for
+        bit. The others stay, and an optimiser must be given the new one.
+        Raises CompositionError for kinds at a site that have no merge in common, and MergeError or BayError for what
+        is asked; then nothing has changed.
+        """
+        return merge(self.fitting, name, which, method, of, rank, **arguments)
 
     def rename(self, old: str, new: str) -> "Bay":
         """Give a module another name; everything else stays."""

@@ -132,7 +132,7 @@ def _full(parts: list[tuple[Part, float]]) -> bool:
 
 def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> None:
     """Raise CompositionError if these parts can't be folded at this place."""
-    site, target = place.site, place.target
+    site = place.site
     kinds = [part.kind for part, _ in parts]
     for kind in kinds:
         if not isinstance(kind, (ParameterComposition, Full)):
@@ -142,38 +142,45 @@ def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> N
             )
     if _full(parts) and place.features is None and place.entry is None and site.form != "experts":
         return
-    exact = site.form in ("transposed", "experts") or base_type(target) in AFFINE
-    whole = exact and target._parameters.get(site.parameter) is not None
-    if not whole or place.entry is not None:
-        raise CompositionError(
-            f"fold at site {site.name!r} ({base_type(target).__name__}): only exactly Linear, Conv1D, Conv1d … Conv3d, "
-            f"Embedding, norms of torch and fused parameters are known to be affine. Attach at such a layer inside it."
-        )
-    if getattr(target, "padding_mode", "zeros") != "zeros" or getattr(target, "max_norm", None) is not None:
-        raise CompositionError(
-            f"fold at site {site.name!r}: with padding_mode={getattr(target, 'padding_mode', None)!r} or "
-            f"max_norm={getattr(target, 'max_norm', None)!r} the layer is no plain product with its weight."
-        )
+    plain("fold", place)
     entering = [kind.enters for kind in kinds]
     if any(entering) and not all(entering):
         raise CompositionError(
             f"fold at site {site.name!r}: {listed(type(kind).__name__ for kind in kinds)} act in part on the input and "
             f"in part on the output of f; together they are no sum. Fold them from two bays."
         )
-    for kind, delta in ((kind, _delta(part, 1.0, site)) for part, _ in parts if (kind := part.kind)):
-        _fits(kind, list(_leaves(delta)), place)
+    for kind, delta in ((kind, part_delta(part, 1.0, site)) for part, _ in parts if (kind := part.kind)):
+        _fits(kind, list(leaves(delta)), place)
 
 
-def _fits(kind: Kind, leaves: list[Delta], place: Place) -> None:
+def plain(verb: str, place: Place) -> None:
+    """Raise CompositionError unless f, at this place, is known to be a plain product with its weight, and a bias."""
+    site, target = place.site, place.target
+    exact = site.form in ("transposed", "experts") or base_type(target) in AFFINE
+    whole = exact and target._parameters.get(site.parameter) is not None
+    if not whole or place.entry is not None:
+        raise CompositionError(
+            f"{verb} at site {site.name!r} ({base_type(target).__name__}): only exactly Linear, Conv1D, Conv1d … "
+            f"Conv3d, Embedding, norms of torch and fused parameters are known to be affine. Attach at such a layer "
+            f"inside it."
+        )
+    if getattr(target, "padding_mode", "zeros") != "zeros" or getattr(target, "max_norm", None) is not None:
+        raise CompositionError(
+            f"{verb} at site {site.name!r}: with padding_mode={getattr(target, 'padding_mode', None)!r} or "
+            f"max_norm={getattr(target, 'max_norm', None)!r} the layer is no plain product with its weight."
+        )
+
+
+def _fits(kind: Kind, parts: list[Delta], place: Place) -> None:
     site, target = place.site, place.target
     name = f"fold at site {site.name!r}: {type(kind).__name__}"
-    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, MIXING) for leaf in leaves):
+    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, MIXING) for leaf in parts):
         raise CompositionError(
             f"{name} at a convolution with {target.groups} groups has no weight that is equal to it."
         )
-    if base_type(target) in NORMS and not all(isinstance(leaf, (Affine, Bias, Scale, Copy)) for leaf in leaves):
+    if base_type(target) in NORMS and not all(isinstance(leaf, (Affine, Bias, Scale, Copy)) for leaf in parts):
         raise CompositionError(f"{name} does not fit the vectors of a {base_type(target).__name__}.")
-    moves = any(isinstance(leaf, Bias) or getattr(leaf, "shift", None) is not None for leaf in leaves)
+    moves = any(isinstance(leaf, Bias) or getattr(leaf, "shift", None) is not None for leaf in parts)
     if moves and site.bias is None and site.form != "embedding":
         raise CompositionError(
             f"{name} moves the bias, and the base's {base_type(target).__name__} has none: one more parameter would "
@@ -209,7 +216,7 @@ def _reads_weight(part: Part, site: Site) -> bool:
         return False
     if part.kind.reads_weight or not isinstance(part.kind, ParameterComposition):
         return True
-    return not all(isinstance(leaf, OUTPUT) for leaf in _leaves(_delta(part, 1.0, site)))
+    return not all(isinstance(leaf, OUTPUT) for leaf in leaves(part_delta(part, 1.0, site)))
 
 
 def _contains(outer: nn.Module, inner: nn.Module) -> bool:
@@ -260,7 +267,7 @@ def _apply(model: nn.Module, done: Folded, place: Place, parts: list[tuple[Part,
     view = place.view()
     total_w, total_b = torch.zeros_like(view.weight), None
     for part, w in parts:
-        dw, db = _delta(part, w, view).dense(view)
+        dw, db = part_delta(part, w, view).dense(view)
         total_w = total_w + dw
         if db is not None:
             total_b = db if total_b is None else total_b + db
@@ -289,7 +296,7 @@ def _add(place: Place, dw: Tensor, db: Tensor | None) -> None:
         bias[cut] = bias[cut].to(db.dtype) + db  # type: ignore[index]
 
 
-def _delta(part: Part, weight: float, site: Site) -> Delta:
+def part_delta(part: Part, weight: float, site: Site) -> Delta:
     """What a part adds to the parameters of its site, times a weight, no narrower than float32."""
     dtype = torch.promote_types(site.dtype, torch.float32)
     params = {k: t.detach().to(dtype) if t.is_floating_point() else t for k, t in part.tensors().items()}
@@ -318,9 +325,9 @@ class Copy(Delta):
         return self.s * (self.weight - site.weight), bias
 
 
-def _leaves(delta: Delta) -> Iterator[Delta]:
+def leaves(delta: Delta) -> Iterator[Delta]:
     for part in delta.parts if isinstance(delta, Sum) else ():
-        yield from _leaves(part)
+        yield from leaves(part)
     if not isinstance(delta, Sum):
         yield delta
 

@@ -6,6 +6,7 @@ from ._bitfit import BitFit as BitFit
 from ._bottleneck import Bottleneck as Bottleneck
 from ._compacter import Compacter as Compacter
 from ._deep_prompt import DeepPrompt as DeepPrompt
+from ._dense import DenseDelta as DenseDelta
 from ._diff import DiffPruning as DiffPruning
 from ._dora import DoRA as DoRA
 from ._encoded_prompt import EncodedPrompt as EncodedPrompt

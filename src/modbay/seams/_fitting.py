@@ -96,18 +96,19 @@ class Fitting:
                 target.register_forward_pre_hook(_no_fast_path)
         return seat
 
-    def plug(self, name: str, pairs: Pairs, known: Mapping[str, Params] | None = None) -> None:
-        """Make a module's parameters, at all its sites together, and plug them in. `known`: what will be filled in."""
+    def plug(
+        self,
+        name: str,
+        pairs: Pairs,
+        known: Mapping[str, Params] | None = None,
+        made: Mapping[str, Params] | None = None,
+    ) -> None:
+        """Make a module's parameters, at all its sites together, and plug them in. `known`: what will be filled in;
+        `made`: the parameters themselves, by site."""
         for place, kind in pairs:
             self._fits(place, kind)
         self._read([kind for _, kind in pairs])
-        by_kind: dict[int, tuple[Kind, list[Site]]] = {}
-        for place, kind in pairs:
-            by_kind.setdefault(id(kind), (kind, []))[1].append(self.modulars[place.site.name].site)
-        made: dict[str, dict[str, Tensor]] = {}
-        for kind, sites in by_kind.values():
-            if isinstance(kind, Kind) and not isinstance(kind, Network):
-                made |= parameters(kind, kind.init(sites) if known is None else kind.restore(sites, known))
+        made = self._made(pairs, known) if made is None else made
         kinds = {place.site.name: kind for place, kind in pairs}
         self.state.inventory.names.append(name)
         for site, modular in self.modulars.items():
@@ -115,6 +116,17 @@ class Fitting:
             part = modular.order[-1]
             if part is not None:
                 part.train(modular.training)
+
+    def _made(self, pairs: Pairs, known: Mapping[str, Params] | None) -> dict[str, dict[str, Tensor]]:
+        """A new module's parameters by site: each kind makes those of all its sites together."""
+        by_kind: dict[int, tuple[Kind, list[Site]]] = {}
+        for place, kind in pairs:
+            by_kind.setdefault(id(kind), (kind, []))[1].append(self.modulars[place.site.name].site)
+        made: dict[str, dict[str, Tensor]] = {}
+        for kind, sites in by_kind.values():
+            if isinstance(kind, Kind) and not isinstance(kind, Network):
+                made |= parameters(kind, kind.init(sites) if known is None else kind.restore(sites, known))
+        return made
 
     def _fits(self, place: Place, kind: Any) -> None:
         """Raise CompositionError if the seam that is there already was made for other kinds."""

@@ -1,0 +1,5 @@
+"""Merging modules: one module made of several of a bay, exactly where it can be, and with the error told where not."""
+
+from ._merge import merge as merge
+from ._report import MergeReport as MergeReport
+from ._report import SiteReport as SiteReport
