@@ -186,7 +186,7 @@ def test_on_a_base_in_bfloat16(kind):
 def test_a_transformer_s_logits():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=20, n_positions=16)
-    model = transformers.GPT2LMHeadModel(config).eval()
+    model = transformers.GPT2LMHeadModel(config).double().eval()
     modules = {
         "en": {"*.c_attn": mb.LoRA(2, alpha=4, stable=True, bias=True), "*.wte": mb.LoRA(2)},
         "de": {"*.c_attn": mb.DoRA(3), "*.mlp.c_fc": mb.LoKr(1), "*.ln_1": mb.BitFit()},
@@ -196,7 +196,7 @@ def test_a_transformer_s_logits():
     weights = {"en": 0.7, "de": 0.3, "sw": -0.2}
     report = bay.merge("all", weights)
     want = bay.use(weights) and model(ids).logits
-    assert_close(bay.use("all") and model(ids).logits, want, atol=1e-5, rtol=1e-5)
+    assert_close(bay.use("all") and model(ids).logits, want, atol=1e-7, rtol=1e-6)
     assert report.error == 0 and len(report.rows) == len({r.site for r in report.rows}) == 1 + 3 * 2
 
 
@@ -659,3 +659,43 @@ def test_a_layer_that_is_not_affine_takes_what_reads_x_alone():
     same(net, bay, x, {"c": 0.5, "d": 0.7}, "scales")
     with pytest.raises(CompositionError, match=r"merge at site '0' \(Odd\): only exactly Linear"):
         bay.merge("n", ["a", "c"])
+
+
+# The command
+
+
+def test_modules_on_disk_are_merged_by_the_command(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=20, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+    bay = trained(mb.attach(model, at="*.c_attn", modules={"en": mb.LoRA(2), "de": mb.DoRA(2)}, name="language"))
+    bay.save(tmp_path / "saved")
+    models, ids = [str(tmp_path / "saved" / "language" / name) for name in ("en", "de")], torch.randint(20, (2, 7))
+    call = lambda *more, code=0: invoked("merge", *models, "--base", str(tmp_path / "base"), *more, code=code)
+    out = tmp_path / "saved" / "language" / "both"
+    said = call("-w", "0.7,0.3", "--out", str(out), "--dry-run")
+    assert "exact at every site" in said and not out.exists()
+    said = json.loads(call("-w", "0.7,0.3", "--out", str(out), "--json"))
+    assert said["folder"] == str(out) and said["error"] == 0 and said["weights"] == {"en": 0.7, "de": 0.3}
+    assert json.loads((out.parent / "bay.json").read_text())["modules"] == ["en", "de", "both"]
+    want = bay.use({"en": 0.7, "de": 0.3}) and model(ids).logits
+    fresh = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+    back = mb.load(fresh, tmp_path / "saved")["language"]
+    assert_close(back.use("both") and fresh(ids).logits, want, atol=1e-5, rtol=1e-5)
+    assert "--overwrite replaces it" in call("--out", str(out), code=1)
+    call("-m", "ties", "--density", "0.3", "--set", "rank=2", "--out", str(out), "--overwrite")
+    fresh = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+    assert kinds(mb.load(fresh, tmp_path / "saved")["language"], "both")[0] == mb.LoRA(2, bias=True)
+    assert "--shard: of checkpoints" in call("--shard", "5GB", "--out", str(out), code=1)
+    assert "--base is wanted" in invoked("merge", *models, code=1)
+
+
+def invoked(*arguments: str, code: int = 0) -> str:
+    testing = pytest.importorskip("typer.testing")
+    from modbay.cli import app
+
+    said = testing.CliRunner().invoke(app, list(arguments))
+    assert said.exit_code == code, said.output
+    return said.stderr if code else said.stdout

@@ -514,6 +514,7 @@ def merge(
     modbay merge a/ b/ -m slerp -t 0.5 -o ab/
     modbay merge recipe.yaml --out ab/ --dry-run       the plan: what is merged how, and what is refused
     modbay merge ab/recipe.yaml --out again/           every output has its recipe
+    modbay merge RUN/modules/language/en RUN/modules/language/de -w 0.7,0.3      modules: one more beside them
 
     \b
     A recipe is mergekit's YAML, or:
@@ -529,6 +530,8 @@ def merge(
     README.md has the recipe and the SHA-256 of every input.
     """
     from ._merge import run
+    from ._merge_modules import are_modules
+    from ._merge_modules import run as merge_modules
 
     flags = {
         "merge_method": method, "base_model": base, "dtype": dtype, "keep": keep or None, "seed": seed, "shard": shard,
@@ -536,6 +539,9 @@ def merge(
     }  # fmt: skip
     whole = [f"{name}={value}" for name, value in (("t", t), ("lambda", scale)) if value is not None]
     each = {"weight": weight or [], "density": density or []}
+    if are_modules(models or []):
+        merge_modules(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, dry, json)
+        return
     run(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, resume, dry, json)
 
 
