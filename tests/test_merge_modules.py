@@ -699,3 +699,18 @@ def invoked(*arguments: str, code: int = 0) -> str:
     said = testing.CliRunner().invoke(app, list(arguments))
     assert said.exit_code == code, said.output
     return said.stderr if code else said.stdout
+
+
+def test_a_run_s_modules_are_merged_beside_them(tiny_base, tiny_csv, tmp_path):
+    training = pytest.importorskip("modbay.training")
+    given = {"base": str(tiny_base), "data": str(tiny_csv), "by": "language", "method": "private"}
+    run = training.train(training.config({**given, "steps": 2, "batch": 8, "probe": 20}), tmp_path / "run")
+    network = run.network()
+    bay = next(bay for bay in mb.bays(network.model).values() if len(bay.names()) > 1 and bay.state.name != "heads")
+    folder, names = tmp_path / "run" / "modules" / bay.state.name, bay.names()[:2]
+    invoked("merge", *[str(folder / name) for name in names])
+    again = mb.bays(run.network().model)[bay.state.name]
+    assert again.names() == [*bay.names(), "+".join(names)]
+    bay.merge("m", names)
+    ours, theirs = parts(again, "+".join(names)), parts(bay, "m")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

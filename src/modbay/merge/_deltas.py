@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ..abstract import Delta, Kind, Site
 from ..core import Part
-from ..deltas import Affine, After, Beside, Bias, InputScale, LowRank, Scale, Sparse
+from ..deltas import Affine, After, Beside, Bias, Dense, InputScale, Kronecker, LowRank, Mask, Scale, Sparse
 from ..errors import CompositionError
-from ..fold import MIXING, Copy, leaves, part_delta, plain
+from ..fold import MIXING, leaves, part_delta, plain
 from ..modules import IA3, BitFit, DenseDelta, LoRA, Norm, ResidualAdapter, SparseDelta
 from ..seams import Place
 from ._lowrank import concatenated, split, truncated
 from ._methods import Method
 
 VECTORS = (Bias, Scale, Affine)  # changes of an output's features, each for itself, that need no weight
-READING = (Scale, InputScale, After, Affine, Copy)  # whose ΔW is a function of W: f must be a plain product with it
+ALONE = (LowRank, Kronecker, Sparse, Dense, Mask, Beside, Bias)  # that do not read f(x): f need be no product with W
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,12 @@ def _dense(place: Place, some: Sequence[Any], view: Site) -> tuple[Tensor, Tenso
             f"merge at site {site.name!r} ({type(place.target).__name__}): there is no single weight whose change "
             f"could be the sum. Attach at the layers inside it, or merge modules of one kind."
         )
-    if any(isinstance(leaf, READING) for leaf in some):
+    if not site.weight.is_floating_point():
+        raise CompositionError(
+            f"merge at site {site.name!r}: its weight is quantised ({site.weight.dtype}), so that no change of it can be "
+            f"written down. Merge low-rank modules, whose sum is one."
+        )
+    if not all(isinstance(leaf, ALONE) for leaf in some):
         plain("merge", place)
     if getattr(place.target, "groups", 1) > 1 and any(isinstance(leaf, MIXING) for leaf in some):
         raise CompositionError(

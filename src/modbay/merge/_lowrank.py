@@ -41,6 +41,6 @@ def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """(A, B, relative error) of the nearest B A to a matrix (…, o, n), singular values halved between the two."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     root = s[..., :rank].sqrt()
-    lost, whole = s[..., rank:].double().norm(), s.double().norm()
+    lost, whole = s[..., rank:].norm(), s.norm()
     a, b = root.unsqueeze(-1) * v[..., :rank, :], u[..., :rank] * root.unsqueeze(-2)
     return a, b, float(lost / whole) if whole > 0 else 0.0
