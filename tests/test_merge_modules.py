@@ -661,6 +661,28 @@ def test_a_layer_that_is_not_affine_takes_what_reads_x_alone():
         bay.merge("n", ["a", "c"])
 
 
+class Int8(nn.Module):
+    """A Linear whose weight is quantised."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features, self.out_features = 8, 6
+        self.weight = nn.Parameter(torch.randint(-127, 127, (6, 8), dtype=torch.int8), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight / 127, self.bias)
+
+
+def test_low_rank_modules_of_a_quantised_base():
+    net, x = nn.Sequential(Int8()), torch.randn(4, 8)
+    bay = trained(mb.attach(net, at="0", modules={"a": mb.LoRA(2, bias=True), "b": mb.LoHa(2), "c": mb.LoKr(1)}))
+    bay.merge("m", WEIGHTS)
+    same(net, bay, x)
+    with pytest.raises(CompositionError, match=r"merge at site '0': its weight is quantised \(torch\.int8\)"):
+        bay.merge("n", ["a", "c"])
+
+
 # The command
 
 

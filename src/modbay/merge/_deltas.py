@@ -187,8 +187,8 @@ def _dense(place: Place, some: Sequence[Any], view: Site) -> tuple[Tensor, Tenso
         )
     if not site.weight.is_floating_point():
         raise CompositionError(
-            f"merge at site {site.name!r}: its weight is quantised ({site.weight.dtype}), so that no change of it can be "
-            f"written down. Merge low-rank modules, whose sum is one."
+            f"merge at site {site.name!r}: its weight is quantised ({site.weight.dtype}), so that no change of it can "
+            f"be written down. Merge low-rank modules, whose sum is one."
         )
     if not all(isinstance(leaf, ALONE) for leaf in some):
         plain("merge", place)
