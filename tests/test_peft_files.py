@@ -355,3 +355,70 @@ def test_another_base_is_told(tmp_path, caplog):
     base.config._name_or_path = "org/this-model"
     mb.load(base, tmp_path)
     assert "org/that-model" in caplog.text and "fingerprint" in caplog.text
+
+
+# Plain LoRA, for engines
+
+PLAIN = {
+    "lora": ({"*.q_proj": mb.LoRA(3, alpha=5, stable=True), "*.v_proj": mb.LoRA(5)}, None, 0.05),
+    "dora": ({"*.q_proj": mb.DoRA(3)}, None, 1e-4),
+    "loha": ({"*.q_proj": mb.LoHa(3)}, None, 1e-4),
+    "scales": ({"*.q_proj": mb.IA3(), "*.down_proj": mb.IA3("input")}, None, 1e-5),
+    "a copy": ({"*.q_proj": mb.Full()}, None, 1e-5),
+    "sparse": ({"*.q_proj": mb.SparseDelta(0.02)}, None, 1e-5),
+    "dora, cut": ({"*.q_proj": mb.DoRA(3)}, 8, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_lora(name, tmp_path):
+    torch.manual_seed(0)
+    kinds, rank, most = PLAIN[name]
+    base = llama().eval()
+    ours = copy.deepcopy(base)
+    bay = mb.attach(ours, modules={"m": kinds}).use("m")
+    with torch.no_grad():
+        for p in bay.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    errors = bay.export(tmp_path, format="lora", rank=rank, error=most)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] and not config["alpha_pattern"] and not config["rank_pattern"]
+    assert all(
+        t.shape[0 if "lora_A" in k else 1] == config["r"]
+        for k, t in load_file(tmp_path / "adapter_model.safetensors").items()
+    )
+    assert max(errors.values()) <= most and (config["r"] == rank or rank is None)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    for site, error in errors.items():
+        part, place = bay.modulars[site].parts._modules["m"], bay.fitting.places[site]
+        layer = theirs.get_base_model().get_submodule(site)
+        if isinstance(part.kind, mb.Full):
+            wanted = part.tensors()["weight"] - place.site.weight
+        else:
+            wanted = part.kind.delta(part.tensors(), place.site).dense(place.site)[0]
+        lost = (layer.get_delta_weight("default") - wanted).norm() / wanted.norm()
+        assert lost.item() == pytest.approx(error, abs=1e-5)
+    if rank is None:
+        torch.testing.assert_close(run(theirs), run(ours), atol=1e-4, rtol=1e-4)
+
+
+def test_what_plain_lora_is_not(tmp_path):
+    kinds = {
+        "offset": {"*.query": mb.BitFit()},
+        "function": {"*.output": mb.Bottleneck(2)},
+        "norm": {"*.LayerNorm": mb.Norm()},
+        "rank": {"*.query": mb.DenseDelta()},
+        "head": {"*.query": mb.LoRA(2), "classifier": mb.Full()},
+    }
+    reasons = {"offset": "moves the bias", "function": "no weight", "norm": "no weight", "rank": "is off by"}
+    bay = mb.attach(bert(), modules=kinds)
+    with torch.no_grad():
+        for p in bay.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    for name, why in reasons.items():
+        with pytest.raises(CompositionError, match=why):
+            bay.export(tmp_path / name, name, format="lora", rank=2)
+        assert not (tmp_path / name).exists()
+    bay.export(tmp_path / "head", "head", format="lora")
+    assert set(load_file(tmp_path / "head" / "heads.safetensors")) == {"classifier.weight", "classifier.bias"}
+    assert "modules_to_save" not in json.loads((tmp_path / "head" / "adapter_config.json").read_text())

@@ -426,16 +426,21 @@ class Bay:
         library.load(self.fitting, folder, names, add, base, allow_nan)
         return self
 
-    def export(self, folder: str | Path, name: str | None = None, format: str = "peft") -> Path:
-        """Write a module as another library keeps it, peft, into FOLDER; the one there is, unless named.
+    def export(
+        self, folder: str | Path, name: str | None = None, format: str = "peft", rank: int | None = None,
+        error: float = 0.05,
+    ) -> dict[str, float]:  # fmt: skip
+        """Write a module, the one there is unless named, into FOLDER as others load it; returns errors by site.
 
-        Raises CompositionError for what the format can't hold, before anything is written.
+        format: "peft", exactly; or "lora", plain LoRA for the engines that serve it (vLLM, LoRAX): exact where the
+        module is of low rank, else the nearest of a `rank`, or of the lowest whose relative error ‖ΔW − B A‖/‖ΔW‖ is at
+        most `error`. Raises CompositionError for what a format can't hold, or a larger error; nothing is written then.
         """
         if name is None and len(self.names()) != 1:
             raise BayError(
                 f"export(): bay {self.state.name!r} has {listed(self.names())}: say which, export(FOLDER, NAME)."
             )
-        return library.export(folder, self.fitting, self.names()[0] if name is None else name, format)
+        return library.export(folder, self.fitting, self.names()[0] if name is None else name, format, rank, error)
 
     def fold(self, *which: str | Mapping[str, float], untie: bool = False) -> "Bay":
         """Add modules into the base's weights: names, {name: weight}, or what `use` has set; the bay rests meanwhile.

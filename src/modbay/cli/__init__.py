@@ -47,6 +47,8 @@ def _top(
     modbay evaluate runs/mail-shared      how right is it, by task and label?
     modbay predict runs/mail-shared inbox.csv --out told.csv
     modbay merge a/ b/ --weight 0.7,0.3 --out ab/
+    modbay fold bert/ modules/ --use de --out bert-de/
+    modbay convert modules/ lora/ --to lora --model llama/
     modbay inspect bert/      where can modules go in this model? What is in runs/mail-shared?
     modbay methods            which kinds, routers and aggregators are there?
     modbay bench modularity   which router comes near to ground truth?
@@ -543,6 +545,60 @@ def merge(
         merge_modules(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, dry, json)
         return
     run(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, resume, dry, json)
+
+
+@app.command()
+def fold(
+    model: Annotated[str, typer.Argument(help="The base: a folder with a transformers model, or its id on the hub.")],
+    modules: Annotated[Path, typer.Argument(help="A folder that bay.save wrote, or a checkpoint of peft's.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that is written.")],
+    use: Annotated[
+        list[str] | None, typer.Option("--use", help="NAME or NAME=WEIGHT of a module; may be given again.")
+    ] = None,
+    bay: Annotated[str | None, typer.Option("--bay", help="Only this bay of several.")] = None,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Though the modules were made on another base.")] = False,
+    untie: Annotated[bool, typer.Option("--untie", help="Give a weight that two layers share a copy at each.")] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the model; its own, unless told.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a plain checkpoint with modules folded into its weights, which needs no modbay.
+
+    \b
+    modbay fold bert/ runs/mail-private/modules --bay language --use de --out bert-de/
+    modbay fold llama/ my-peft-lora/ --out llama-mine/
+    modbay fold bert/ modules/ --use en=0.7 --use de=0.3 --out bert-both/
+
+    What is no change of a weight (bottlenecks, prompts, routers that look at the input) is refused.
+    """
+    from ._fold import run
+
+    run(model, modules, out, use or [], bay, "any" if any_base else "same", untie, dtype, overwrite, json)
+
+
+@app.command()
+def convert(
+    modules: Annotated[Path, typer.Argument(help="A folder that bay.save wrote, or a checkpoint of peft's.")],
+    out: Annotated[Path, typer.Argument(help="The folder that is written.")],
+    to: Annotated[str, typer.Option("--to", help="modbay, peft, or lora: plain LoRA for the engines that serve it.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The base: a folder, or its id on the hub.")],
+    name: Annotated[str | None, typer.Option("--name", help="Only this module of several.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Of a plain LoRA; the lowest that will do.")] = None,
+    error: Annotated[float, typer.Option("--error", help="The most that a plain LoRA may be off, relatively.")] = 0.05,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Though the modules were made on another base.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write modules in another library's format: exactly, or with the error told, or not at all.
+
+    \b
+    modbay convert my-peft-lora/ modules/ --to modbay --model llama/
+    modbay convert modules/ out/ --to peft --model llama/ --name de
+    modbay convert modules/ served/ --to lora --model llama/ --rank 16      for vLLM, LoRAX …
+    """
+    from ._convert import run
+
+    run(modules, out, to, model, name, rank, error, "any" if any_base else "same", overwrite, json)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from ._files import read_json, refuse_pickle
 from ._foreign import Foreign
 from ._write import unfolded
 
-FORMATS = ("peft",)
+FORMATS = ("peft", "lora")
 
 
 def find_foreign(folder: Path) -> dict[str, Path]:
@@ -38,8 +38,10 @@ def read_foreign(folder: Path, name: str, model: nn.Module) -> Foreign:
     )
 
 
-def export(folder: str | Path, fitting: Fitting, name: str, format: str) -> Path:
-    """Write one module in another library's format, and return the folder.
+def export(
+    folder: str | Path, fitting: Fitting, name: str, format: str, rank: int | None, error: float
+) -> dict[str, float]:
+    """Write one module in another format, and return the relative error by site, 0 where it is exact.
 
     Raises BayError for an unknown name, CompositionError for what the format can't hold: then nothing is written.
     """
@@ -47,10 +49,11 @@ def export(folder: str | Path, fitting: Fitting, name: str, format: str) -> Path
     if format not in FORMATS:
         raise BayError(f"export(format={format!r}): it is {listed(FORMATS)}.")
     if name not in state.inventory.names:
-        raise BayError(
-            f"export({name!r}): bay {state.name!r} has no such module; there are {listed(state.inventory.names)}."
-        )
+        there = listed(state.inventory.names)
+        raise BayError(f"export({name!r}): bay {state.name!r} has no such module; there are {there}.")
     unfolded(fitting.session, "export")
+    if format == "lora":
+        return peft.write_plain(Path(folder), fitting, name, rank, error)
     kinds: dict[str, Kind] = {}
     params: dict[str, Params] = {}
     for site, modular in fitting.modulars.items():
@@ -58,4 +61,5 @@ def export(folder: str | Path, fitting: Fitting, name: str, format: str) -> Path
         if part is not None:
             kinds[site] = part.kind
             params[site] = {key: tensor.detach() for key, tensor in part.tensors().items()}
-    return peft.write(Path(folder), peft.Draft(name, fitting.model, fitting.places, kinds, params))
+    peft.write(Path(folder), peft.Draft(name, fitting.model, fitting.places, kinds, params))
+    return dict.fromkeys(kinds, 0.0)

@@ -55,7 +55,7 @@ def merged(place: Place, parts: Mapping[str, Part], method: Method, rank: int | 
     if method.name == "slerp":
         weights = dict(zip(each, method.arc(site.name, _flat(place, each, view)), strict=True))
     if method.linear or method.name == "slerp":
-        return _summed(place, view, [_times(leaf, weights[name]) for name, some in each.items() for leaf in some], rank)
+        return summed(place, view, [_times(leaf, weights[name]) for name, some in each.items() for leaf in some], rank)
     return _by_entries(place, view, each, every, method, rank)
 
 
@@ -63,7 +63,7 @@ def _times(leaf: Delta, weight: float) -> Delta:
     return leaf if weight == 1 else leaf.scale(weight)
 
 
-def _summed(place: Place, view: Site, every: Sequence[Any], rank: int | None) -> Result:
+def summed(place: Place, view: Site, every: Sequence[Any], rank: int | None) -> Result:
     """Σ of updates, in the smallest form."""
     if all(isinstance(leaf, (LowRank, Bias)) for leaf in every) and any(isinstance(leaf, LowRank) for leaf in every):
         return _low_rank(place, every, rank)

@@ -1,0 +1,88 @@
+"""Round trips of checkpoints with peft: the largest error of logits, for each method and option that both have.
+
+    python benchmarks/interop.py [--out docs/interop.md]
+
+peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at first,
+in float32, on tiny random models whose modules are far from where they start. The cases are those of
+tests/test_peft_files.py.
+"""
+
+import argparse
+import copy
+import platform
+import sys
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import modbay as mb
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from test_peft_files import CASES, peft, run, trained
+
+HEAD = """# Checkpoints of other libraries
+
+`mb.load(model, FOLDER)` reads a checkpoint of [peft](https://github.com/huggingface/peft) as it reads its own; its modules
+come frozen, in one bay, and one that is alone is at work at once. `bay.load(FOLDER, add=True)` adds it to a bay that is
+there, for mixed batches. `bay.export(FOLDER, NAME)` writes what peft loads. From the shell: `modbay convert`.
+
+```python
+guest = mb.load(model, "their-lora/")["peft"]     # or name="…"
+guest.export("ours/")                             # peft's format again
+guest.export("served/", format="lora", rank=16)   # plain LoRA, for the engines that serve it; returns the error by site
+```
+
+What a format can't hold is refused before anything is written. `format="lora"` is exact for updates of low rank (scales
+are folded in, ranks filled up with zeros to one for all layers), else the nearest of a rank, or of the lowest whose error
+‖ΔW − B A‖/‖ΔW‖ is at most `error`; task heads go to `heads.safetensors` beside it.
+
+## Round trips with peft
+
+The largest absolute difference of logits from peft's own: peft → modbay, → peft, → modbay. `changed`: how far the module
+moves the base's logits. Written by `python benchmarks/interop.py`; {where}.
+
+| method | peft → modbay | → peft | → modbay | changed | as |
+| --- | --- | --- | --- | --- | --- |
+"""
+TAIL = """
+Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys are
+turned back, which is the same; where positions are learned there is no equal, and they are refused. VeRA's matrices are
+peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file: what it gave is a prompt.
+"""
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--out", type=Path, help="a Markdown file for the table")
+    given = asked.parse_args()
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(row(name, Path(folder)))
+            print(rows[-1], flush=True)
+    if given.out:
+        names = ("modbay", "peft", "transformers", "torch")
+        where = f"{platform.machine()}, {', '.join(f'{one} {version(one)}' for one in names)}"
+        given.out.write_text(HEAD.format(where=where) + "\n".join(rows) + "\n" + TAIL, encoding="utf-8")
+
+
+def row(name: str, folder: Path) -> str:
+    base, wanted = trained(name, folder / "theirs")
+    ours, last = copy.deepcopy(base), copy.deepcopy(base)
+    bay = mb.load(ours, folder / "theirs")["peft"]
+    bay.export(folder / "ours")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder / "ours").eval()
+    mb.load(last, folder / "ours")
+    parts = [part for modular in bay.modulars.values() for part in modular.order if part is not None]
+    kinds = dict.fromkeys(type(part.kind).__name__ for part in parts)
+    errors = [float((run(model) - wanted).abs().max()) for model in (ours, again, last, base)]
+    return f"| {name} | {' | '.join(f'{e:.0e}' for e in errors[:3])} | {errors[3]:.2g} | {', '.join(kinds)} |"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,56 @@
+"""`modbay convert`: modules from one library's format to another's."""
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from ..attach import load
+from ..errors import ModbayError
+from ._say import console, fail, table
+from ._weights import weighed
+
+
+def run(
+    modules: Path, out: Path, to: str, model: str, name: str | None, rank: int | None, error: float, base: str,
+    overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Read what is there, onto its base; write it, and tell the errors."""
+    if out.exists() and not overwrite:
+        fail(f"OUT={out}: that is there already. Choose another name, or --overwrite.")
+    net = weighed(model)
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    errors: dict[str, float] = {}
+    try:
+        bays = load(net, modules, base=base)
+        if to == "modbay":
+            for one in bays.values():
+                one.save(aside, *([name] if name else []))
+        else:
+            found = [(one, own) for one in bays.values() for own in one.names() if name in (None, own)]
+            if not found:
+                there = ", ".join(own for one in bays.values() for own in one.names())
+                fail(f"--name {name}: there is no such module in {modules}; there are {there}.")
+            for one, own in found:
+                where = aside if len(found) == 1 else aside / own
+                for site, lost in one.export(where, own, to, rank, error).items():
+                    errors[site if len(found) == 1 else f"{own}: {site}"] = lost
+        if out.exists():
+            shutil.rmtree(out)
+        os.rename(aside, out)
+    except ModbayError as problem:
+        fail(f"{problem} Nothing was written.")
+    except OSError as problem:
+        fail(f"{problem.filename or out}: {problem.strerror or problem}. Nothing was written.")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if as_json:
+        print(json.dumps({"folder": str(out), "format": to, "errors": errors}, indent=1, ensure_ascii=False))
+        return
+    worst = sorted(((lost, site) for site, lost in errors.items() if lost), reverse=True)
+    if worst:
+        rows = [(site, f"{lost:.2e}") for lost, site in worst[:8]]
+        console().print(table(("the largest errors are at", "‖ΔW − B A‖/‖ΔW‖"), rows, right=("‖ΔW − B A‖/‖ΔW‖",)))
+    exact = "" if worst or not errors else ", exactly"
+    console().print(f"{out}/ holds {modules} as {to}{exact}.", soft_wrap=True)
