@@ -2,6 +2,7 @@
 #
 #   make demo       the main job, from nothing to its table
 #   make test       all tests but the slow ones; `make test-all` runs those too
+#   make fuzz       20,000 mutated files through every reader
 #   make check      lint, format, types, direction of imports
 #   make bench      every benchmark, one after the other
 #   make venv       only the environment for the tests
@@ -31,7 +32,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Run a command, and show what it said only if it fails.
 quietly = said=$$($(1) 2>&1) || { echo "$$said"; exit 1; }
 
-.PHONY: demo test test-all check bench venv clean
+.PHONY: demo test test-all fuzz check bench venv clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python -m modbay demo
@@ -41,6 +42,9 @@ test test-all: export OMP_NUM_THREADS := 1
 test test-all: export MKL_NUM_THREADS := 1
 test test-all: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest -q -n 2 $(SELECT) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/dev.stamp
+	@MODBAY_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/test_fuzz.py
 
 check: $(VENV)/dev.stamp
 	@$(call quietly,$(BIN)/ruff check)

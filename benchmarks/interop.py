@@ -2,8 +2,8 @@
 
     python benchmarks/interop.py [--out docs/interop.md]
 
-peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at first,
-in float32, on tiny random models whose modules are far from where they start. The cases are those of
+peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at
+first, in float32, on tiny random models whose modules are far from where they start. The cases are those of
 tests/test_peft_files.py.
 """
 
@@ -25,9 +25,10 @@ from test_peft_files import CASES, peft, run, trained
 
 HEAD = """# Checkpoints of other libraries
 
-`mb.load(model, FOLDER)` reads a checkpoint of [peft](https://github.com/huggingface/peft) as it reads its own; its modules
-come frozen, in one bay, and one that is alone is at work at once. `bay.load(FOLDER, add=True)` adds it to a bay that is
-there, for mixed batches. `bay.export(FOLDER, NAME)` writes what peft loads. From the shell: `modbay convert`.
+`mb.load(model, FOLDER)` reads a checkpoint of [peft](https://github.com/huggingface/peft) as it reads its own; its
+modules come frozen, in one bay, and one that is alone is at work at once. `bay.load(FOLDER, add=True)` adds it to a
+bay that is there, for mixed batches. `bay.export(FOLDER, NAME)` writes what peft loads. From the shell: `modbay
+convert`.
 
 ```python
 guest = mb.load(model, "their-lora/")["peft"]     # or name="…"
@@ -35,22 +36,23 @@ guest.export("ours/")                             # peft's format again
 guest.export("served/", format="lora", rank=16)   # plain LoRA, for the engines that serve it; returns the error by site
 ```
 
-What a format can't hold is refused before anything is written. `format="lora"` is exact for updates of low rank (scales
-are folded in, ranks filled up with zeros to one for all layers), else the nearest of a rank, or of the lowest whose error
-‖ΔW − B A‖/‖ΔW‖ is at most `error`; task heads go to `heads.safetensors` beside it.
+What a format can't hold is refused before anything is written. `format="lora"` is exact for updates of low rank
+(scales are folded in, ranks filled up with zeros to one for all layers), else the nearest of a rank, or of the lowest
+whose error ‖ΔW − B A‖/‖ΔW‖ is at most `error`; task heads go to `heads.safetensors` beside it.
 
 ## Round trips with peft
 
-The largest absolute difference of logits from peft's own: peft → modbay, → peft, → modbay. `changed`: how far the module
-moves the base's logits. Written by `python benchmarks/interop.py`; {where}.
+The largest absolute difference of logits from peft's own: peft → modbay, → peft, → modbay. `changed`: how far the
+module moves the base's logits. Written by `python benchmarks/interop.py`; {where}.
 
 | method | peft → modbay | → peft | → modbay | changed | as |
 | --- | --- | --- | --- | --- | --- |
 """
 TAIL = """
-Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys are
-turned back, which is the same; where positions are learned there is no equal, and they are refused. VeRA's matrices are
-peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file: what it gave is a prompt.
+Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys
+are turned back, which is the same; where positions are learned there is no equal, and they are refused. VeRA's
+matrices are peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file: what
+it gave is a prompt.
 """
 
 

@@ -26,6 +26,10 @@ def inside(folder: Path, *names: str) -> Path:
                 f"{folder}: {name!r} can't be the name of a file there: it must have no '/', '\\', ':' or '..'."
             )
     path = folder.joinpath(*names)
+    try:
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise FileError(f"{path} can't be followed ({error}): copy the file itself into the folder.") from error
     if not path.resolve().is_relative_to(folder.resolve()):
         raise FileError(f"{path} is a link out of {folder}, to {path.resolve()}: copy the file itself into the folder.")
     return path
@@ -79,6 +83,8 @@ def read_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileError(f"{path} is missing. {_found(path.parent)}") from None
+    except OSError as error:  # a folder of that name, a disk that fails
+        raise FileError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not JSON ({error}): cut short, or edited by hand. Copy it again.") from error
     if not isinstance(record, dict):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...errors import FileError
+from ...errors import FileError, ModbayError
 from .._foreign import Foreign
 from . import _prompts, _weights
 from ._source import CONFIG, Source, open_source
@@ -33,8 +33,16 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
         raise FileError(
             f"{folder}/{CONFIG}: peft_type {method!r} is not one that modbay reads: {', '.join(sorted(READERS))}."
         )
-    READERS[method](source)
-    _weights.rest(source)
+    try:
+        READERS[method](source)
+        _weights.rest(source)
+    except ModbayError:
+        raise
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise FileError(
+            f"{folder}: its config and tensors do not go together as peft's {method} do ({type(error).__name__}: "
+            f"{error}). It was changed by hand, is damaged, or is of another version than peft 0.21."
+        ) from error
     if not source.kinds:
         raise FileError(f"{folder}: it holds no tensors of {method}.")
     base = source.get("base_model_name_or_path", str)
