@@ -31,9 +31,9 @@ bay that is there, for mixed batches. `bay.export(FOLDER, NAME)` writes what pef
 convert`.
 
 ```python
-guest = mb.load(model, "their-lora/")["peft"]     # or name="…"
-guest.export("ours/")                             # peft's format again
-guest.export("served/", format="lora", rank=16)   # plain LoRA, for the engines that serve it; returns the error by site
+guest = mb.load(model, "their-lora/")["peft"]  # or name="…"
+guest.export("ours/")  # peft's format again
+guest.export("served/", format="lora", rank=16)  # plain LoRA, for engines that serve it; returns the error by site
 ```
 
 What a format can't hold is refused before anything is written. `format="lora"` is exact for updates of low rank
