@@ -1,5 +1,8 @@
 """Named methods: modules, sites, a router and an aggregator that a paper, or practice, puts together."""
 
+from ._adapter_soup import adapter_soup as adapter_soup
+from ._adapter_soup import cluster_shares as cluster_shares
+from ._adapter_soup import similarities as similarities
 from ._anneal import Anneal as Anneal
 from ._anneal import annealed as annealed
 from ._anneal import two_speeds as two_speeds
