@@ -14,6 +14,7 @@ from modbay.attach import bays
 from modbay.cli import app
 from modbay.data import Row
 from modbay.errors import CompositionError, ConfigError, DataError
+from modbay.methods import search_weights
 from modbay.training.adapting._bench import copied
 from modbay.training.adapting._head import probe, probed
 from modbay.training.adapting._mix import (
@@ -22,7 +23,6 @@ from modbay.training.adapting._mix import (
     folds,
     mean_and_error,
     mixed,
-    search,
     sigmoid_weights,
     softmax_weights,
     stacked,
@@ -51,10 +51,10 @@ def test_a_mixed_module_is_the_weighted_sum_of_each_parameter():
 
 def test_the_search_finds_a_minimum_within_its_bounds():
     wanted = numpy.array([0.8, -0.3])
-    found = search(lambda w: float(((numpy.array(w) - wanted) ** 2).sum()), 2, 80, l1=0.0)
+    found = search_weights(lambda w: float(((numpy.array(w) - wanted) ** 2).sum()), 2, 80, l1=0.0)
     numpy.testing.assert_allclose(found, wanted, atol=0.05)
-    assert search(lambda w: -10 * w[0], 2, 80)[0] == pytest.approx(1.5)  # the bound
-    assert search(lambda w: 0.0, 3, 10) == [0.0, 0.0, 0.0]  # the penalty alone
+    assert search_weights(lambda w: -10 * w[0], 2, 80)[0] == pytest.approx(1.5)  # the bound
+    assert search_weights(lambda w: 0.0, 3, 10) == [0.0, 0.0, 0.0]  # the penalty alone
 
 
 def test_folds_share_out_classes_and_never_part_a_unit():

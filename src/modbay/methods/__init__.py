@@ -19,6 +19,7 @@ from ._clusters import allocation as allocation
 from ._clusters import balanced_hash as balanced_hash
 from ._clusters import clustered_hash as clustered_hash
 from ._clusters import clusters as clusters
+from ._cold_fusion import cold_fusion as cold_fusion
 from ._connect import Path as Path
 from ._connect import along as along
 from ._connect import barrier as barrier
@@ -35,6 +36,8 @@ from ._dump import dump_kind as dump_kind
 from ._em import ModularNetwork as ModularNetwork
 from ._entropy import minimal_entropy as minimal_entropy
 from ._few import t_few as t_few
+from ._lora_hub import lora_hub as lora_hub
+from ._lora_hub import search_weights as search_weights
 from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays

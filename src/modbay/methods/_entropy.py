@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..abstract import Routing
 from ..attach import Bay
-from ..errors import BayError, CompositionError, listed
 from ..types import System, systems
+from ._weighed import as_before, members, slope
 
 TESTS = "tests/test_outputs.py::"
 
@@ -55,45 +55,18 @@ def minimal_entropy(
     the bay no label inside it, which would go before. Put the model into evaluation mode: dropout would tell of itself.
     Raises BayError for a name that is no module, CompositionError if H does not depend on the route.
     """
-    have = bay.names()
-    taking = list(have if names is None else names)
-    unknown = [name for name in taking if name not in have]
-    if unknown or not taking or len(set(taking)) < len(taking):
-        raise BayError(f"minimal_entropy(names={taking}): different modules of {listed(have)}.")
-    sites, ids = tuple(bay.modulars), tuple(have.index(name) for name in taking)
+    ids, sites = tuple(members("minimal_entropy", bay, names).values()), tuple(bay.modulars)
     device = next(iter(bay.modulars.values())).site.device
     w = torch.zeros(len(sites) if per_site else 1, len(ids), device=device)
-    before = bay.state.chosen
-    try:
+    route = lambda w: _route(w.softmax(-1), ids, sites)
+    with as_before(bay):
         for _ in range(steps):
-            w.requires_grad_()
-            with torch.enable_grad():
-                bay.state.chosen = _route(w.softmax(-1), ids, sites)
-                (slope,) = torch.autograd.grad(_dependent(objective()), w, allow_unused=True)
-            if slope is None:
-                raise CompositionError(
-                    f"minimal_entropy: the objective does not depend on how bay {bay.state.name!r} is routed: it must "
-                    f"run the model, without a label of this bay, and with gradients."
-                )
-            w = w.detach() - lr * slope
-        alpha = w.detach().softmax(-1)
-        bay.state.chosen = _route(alpha, ids, sites)
-        yield alpha
-    finally:
-        bay.state.chosen = before
+            w = w - lr * slope("minimal_entropy", bay, objective, w, route)
+        bay.state.chosen = route(w)
+        yield w.softmax(-1)
 
 
 def _route(alpha: Tensor, ids: tuple[int, ...], sites: tuple[str, ...]) -> Routing:
     """These modules for all rows, by weights of each site."""
     index = torch.tensor(ids, device=alpha.device).expand(len(sites), -1)
     return Routing(index=index, weights=alpha.expand(len(sites), -1), sites=sites)
-
-
-def _dependent(value: Tensor) -> Tensor:
-    """The objective; raises CompositionError if it has no gradient at all."""
-    if not value.requires_grad:
-        raise CompositionError(
-            "minimal_entropy: the objective has no gradient: it must run the model, without a label of this bay, and "
-            "without torch.no_grad or torch.inference_mode."
-        )
-    return value

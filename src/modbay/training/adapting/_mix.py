@@ -1,17 +1,14 @@
-"""The mathematics of adapting: weights over modules, their weighted parameters, a search, folds, and a choice.
+"""The mathematics of adapting: weights over modules, their weighted parameters, folds, and a choice.
 
 Sigmoid gates: Ponti et al., "Combining Modular Skills in Multitask Learning" (Polytropon), 2022 (arXiv 2202.13914).
-Search: Huang et al., "LoraHub", 2023 (arXiv 2307.13269). One standard error: Breiman, Friedman, Olshen and Stone,
-"Classification and Regression Trees", 1984, section 3.4.3.
+One standard error: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, section 3.4.3.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from random import Random
 from statistics import fmean, stdev
 
-import numpy
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from ...errors import CompositionError
@@ -19,8 +16,6 @@ from ...metrics import Record
 
 Tensors = Mapping[str, Tensor]
 """A module's parameters at all its sites, by name."""
-
-LIMIT, L1 = 1.5, 0.05  # of LoraHub: weights within ±1.5; the coefficient of their mean absolute value
 
 
 def sigmoid_weights(z: Tensor) -> Tensor:
@@ -46,25 +41,6 @@ def mixed(stack: Tensors, weights: Tensor) -> dict[str, Tensor]:
         name: (weights.to(several.dtype) @ several.flatten(1)).view(several.shape[1:])
         for name, several in stack.items()
     }
-
-
-def search(loss: Callable[[list[float]], float], n: int, steps: int, l1: float = L1) -> list[float]:
-    """LoraHub: weights w within ±1.5 that minimise loss(w) + l1 · Σ|w_i| / n, found without a gradient.
-
-    Differs from the paper, whose optimiser is nevergrad's NGOpt from w = 0, by scipy's Nelder–Mead from the simplex of
-    no module and each module alone; it tries at least n + 1 points, and then as many as there are steps left. The best
-    point that was tried is given back.
-    """
-    seen: list[tuple[float, list[float]]] = []
-
-    def penalised(w: numpy.ndarray) -> float:
-        seen.append((loss(w.tolist()) + l1 * float(numpy.abs(w).mean()), w.tolist()))
-        return seen[-1][0]
-
-    simplex = numpy.concatenate([numpy.zeros((1, n)), numpy.eye(n)])
-    options = {"initial_simplex": simplex, "maxfev": max(steps, n + 1), "xatol": 1e-3, "fatol": 1e-5, "adaptive": n > 4}
-    minimize(penalised, simplex[0], method="Nelder-Mead", bounds=[(-LIMIT, LIMIT)] * n, options=options)
-    return min(seen, key=lambda one: one[0])[1]
 
 
 def folds(strata: Sequence[Hashable], units: Sequence[Hashable], k: int, seed: int) -> list[int]:

@@ -12,9 +12,10 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
+from ...methods import search_weights
 from ._bench import Bench
 from ._head import start_head, zero_shot
-from ._mix import Tensors, mixed, search, sigmoid_weights, softmax_weights
+from ._mix import Tensors, mixed, sigmoid_weights, softmax_weights
 
 GATES = 0.2  # Adam's rate of gates: they start at nothing, and have but few steps
 
@@ -57,7 +58,7 @@ def lorahub(bench: Bench, places: Sequence[int]) -> Found:
     """
     device = bench.network.device
     mix = lambda weights: mixed(bench.stack, torch.tensor(weights, device=device))
-    weights = search(lambda w: zero_shot(bench, mix(w), places), len(bench.modules), bench.steps)
+    weights = search_weights(lambda w: zero_shot(bench, mix(w), places), len(bench.modules), bench.steps)
     module = mix(weights)
     head = start_head(bench, module, places)
     learned = {} if bench.keeps else learning(head)
