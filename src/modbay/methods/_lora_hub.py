@@ -63,12 +63,12 @@ def lora_hub(
         bay = mb.attach(model, modules={"nli": mb.LoRA(16), "qa": mb.LoRA(16), …}, aggregator=mb.ParameterAverage())
         bay.use(methods.lora_hub(bay, lambda: model(**examples).loss))
 
-    bay: under ParameterAverage, A and B are averaged each, as in the authors' code; under ParameterAverage("deltas") or
-    WeightedSum their products. objective: runs the model on the few examples, and gives L. names: the modules that take
-    part, all if None; the paper draws 20. by: "search", `search_weights`, which runs the model forwards alone, `steps`
-    times; or "gradient", w = softmax(z), z by so many steps of Adam at `lr` from z = 0, for which neither bounds nor
-    penalty are of use. Modules stay as they are, and get no gradient. Put the model into evaluation mode, and give the
-    bay no label in the objective, which would go before.
+    bay: under ParameterAverage, A and B are averaged each, as in the authors' code, so that w and −w give one LoRA, and
+    L is flat at w = 0; under ParameterAverage("deltas") or WeightedSum their products are. objective: runs the model on
+    the few examples, and gives L. names: the modules that take part, all if None; the paper draws 20. by: "search",
+    `search_weights`, which runs the model forwards alone, `steps` times; or "gradient", w = softmax(z), z by so many
+    steps of Adam at `lr` from z = 0, for which neither bounds nor penalty are of use. Modules stay as they are, and get
+    no gradient. Put the model into evaluation mode, and give the bay no label in the objective, which would go before.
     Raises BayError for a name that is no module, CompositionError for another `by`, or an L without use.
     """
     if by not in ("search", "gradient") or steps < 1 or l1 < 0 or not limit > 0 or not lr > 0:
