@@ -227,3 +227,12 @@ def test_permuted_networks_have_no_barrier():
     for name in ("as they are", "weights matched", "activations matched"):
         assert found[f"{name}, REPAIR"]["loss"] < found[name]["loss"]
     assert found["modules, a curve"]["loss"] < found["modules, straight"]["loss"]
+
+
+def test_adapter_soups_run():
+    soup = recipe("adapter_soup")
+    found = soup.main(["--smoke"])[0]
+    mean = {name: np.mean(list(by_group.values())) for name, by_group in found.items()}
+    assert len(mean) == 7 and np.isfinite(list(mean.values())).all()
+    assert mean["best one, by the test"] <= mean["nearest"] + 1e-6
+    assert mean["LoraHub, 16 rows"] < mean["base alone"]

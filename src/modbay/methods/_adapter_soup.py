@@ -59,12 +59,12 @@ def adapter_soup(
         bay = mb.attach(model, modules={"news": kind, "law": kind, …}, aggregator=mb.ParameterAverage(), name="domain")
         bay.use(methods.adapter_soup({"news": z_news, "law": z_law, …}, z_new))
 
-    domains: of each, by the name of its module, the sentence embeddings (m, d) of some of its texts; new: those of the
-    new domain, (m, d). The paper has 100 texts of each. Nothing is trained. by: "similarity", s = `similarities`;
-    "clusters", s = `cluster_shares` with its defaults; or a function like these, as
-    `functools.partial(cluster_shares, n=25)`. k, least: the k domains with the largest s > least; if there is none, the
-    weights are {}, which is the base alone. Under ParameterAverage the modules' parameters are averaged (bottleneck
-    adapters in the paper, LoRA's A and B here, too); a sum of outputs would be another method.
+    domains: of each, by the name of its module, the sentence embeddings (m, d) of a hundred or so of its texts; new:
+    those of the new domain, (m, d). Nothing is trained. by: "similarity", s = `similarities`; "clusters", s =
+    `cluster_shares` with its defaults; or a function like these, as `functools.partial(cluster_shares, n=25)`. k,
+    least: the k domains with the largest s > least; if there is none, the weights are {}, which is the base alone.
+    Under ParameterAverage the modules' parameters are averaged (bottleneck adapters in the paper; of LoRA, A and B
+    each), which wants modules of one start; a sum of outputs would be another method.
     Raises CompositionError for k < 1, another `by`, and for vectors that do not fit.
     """
     ways = {"similarity": similarities, "clusters": cluster_shares}
