@@ -1,5 +1,9 @@
 """Checkpoints, whole models as folders of safetensors: one made of several, without loading any of them."""
 
+from ._expect import per_cent as per_cent
+from ._expect import two as two
+from ._explain import Explanation as Explanation
+from ._explain import explain as explain
 from ._merge import Merged as Merged
 from ._merge import merge as merge
 from ._merge import ready as ready

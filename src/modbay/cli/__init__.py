@@ -22,7 +22,7 @@ app.add_typer(bench, name="bench")
 
 EXTRAS = {  # what brings a package that some commands need
     "transformers": "hf", "accelerate": "hf", "datasets": "hf",
-    "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train",
+    "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train", "matplotlib": "plot",
 }  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -505,6 +505,10 @@ def merge(
         Path | None, typer.Option("--resume", help="Go on with the unfinished merge of this folder.")
     ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, and stop.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Report conflicts and what to expect of the merge, and stop.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="With --explain: draw it, too: FILE.svg or .png.")] = None,
     json: Json = False,
 ) -> None:
     """Make one checkpoint of several, tensor by tensor: models larger than memory are merged, too.
@@ -516,6 +520,7 @@ def merge(
     modbay merge a/ b/ -m slerp -t 0.5 -o ab/
     modbay merge recipe.yaml --out ab/ --dry-run       the plan: what is merged how, and what is refused
     modbay merge ab/recipe.yaml --out again/           every output has its recipe
+    modbay merge a/ b/ --base origin/ -m ties --explain --plot ab.svg          what to expect, before it is paid for
     modbay merge RUN/modules/language/en RUN/modules/language/de -w 0.7,0.3      modules: one more beside them
 
     \b
@@ -534,6 +539,7 @@ def merge(
     from ._merge import run
     from ._merge_modules import are_modules
     from ._merge_modules import run as merge_modules
+    from ._say import fail
 
     flags = {
         "merge_method": method, "base_model": base, "dtype": dtype, "keep": keep or None, "seed": seed, "shard": shard,
@@ -542,9 +548,11 @@ def merge(
     whole = [f"{name}={value}" for name, value in (("t", t), ("lambda", scale)) if value is not None]
     each = {"weight": weight or [], "density": density or []}
     if are_modules(models or []):
+        if explain or plot is not None:
+            fail("--explain: it is of checkpoints; these are modules, which merge through their deltas.")
         merge_modules(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, dry, json)
         return
-    run(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, resume, dry, json)
+    run(models or [], flags, each, [*whole, *(sets or [])], out, overwrite, resume, dry, json, explain, plot)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import yaml
 
 from .. import checkpoints
 from ..errors import ConfigError, ModbayError
+from ._explain import explained
 from ._progress import Shown
 from ._say import console, fail, table
 
@@ -19,11 +20,16 @@ MIB = 1 << 20
 
 def run(
     models: list[str], flags: dict[str, Any], each: dict[str, list[str]], sets: list[str], out: Path | None,
-    overwrite: bool, resume: Path | None, dry: bool, as_json: bool,
+    overwrite: bool, resume: Path | None, dry: bool, as_json: bool, explain: bool = False, plot: Path | None = None,
 ) -> None:  # fmt: skip
-    """Merge, or print the plan."""
+    """Merge, or print the plan, or what to expect."""
     try:
         recipe, named = resumed(resume) if resume is not None else asked_for(models, flags, each, sets)
+        if plot is not None and not explain:
+            raise ConfigError(f"--plot {plot}: it draws what --explain tells: give both.")
+        if explain:
+            explained(recipe, plot, as_json)
+            return
         out = resume or out or named
         if out is None and not dry:
             raise ConfigError("--out is wanted: the folder that is written. --dry-run goes without.")

@@ -13,6 +13,8 @@ from ._arithmetic import task_arithmetic as task_arithmetic
 from ._arithmetic import task_arithmetic_tensor as task_arithmetic_tensor
 from ._average import average as average
 from ._average import average_tensor as average_tensor
+from ._conflicts import Conflicts as Conflicts
+from ._conflicts import conflicts as conflicts
 from ._curve import bezier as bezier
 from ._curve import interpolated as interpolated
 from ._curve import polychain as polychain
