@@ -61,7 +61,8 @@ def versions() -> dict[str, str]:
 def card(plan: Plan, said: Mapping[str, Any], title: str) -> str:
     """README.md, with the head that the hub reads."""
     head = {"library_name": "transformers", "tags": ["merge", "modbay"]} if plan.donor.config else {"tags": ["merge"]}
-    models = [name for one in plan.inputs if not Path(name := one.name).is_absolute() and name.count("/") == 1]
+    names = dict.fromkeys(one.repository or one.name for one in plan.inputs)
+    models = [name for name in names if not Path(name).is_absolute() and name.count("/") == 1]
     head |= {"base_model": models} if models and not any(Path(name).exists() for name in models) else {}
     count = f"{said['merged']:,} tensors were merged" + (f", {len(said['kept']):,} copied" if said["kept"] else "")
     lines = [

@@ -74,7 +74,8 @@ class Plan:
         return {
             "recipe": self.recipe.dump(),
             "models": [
-                {"model": one.name, "tensors": len(one.entries), "files": len(one.files)} for one in self.inputs
+                {"model": one.name, "commit": one.commit, "tensors": len(one.entries), "files": len(one.files)}
+                for one in self.inputs
             ],
             "base": self.base.name if self.base is not None else None,
             "config_from": self.donor.name,
@@ -94,7 +95,8 @@ def prepare(recipe: Recipe) -> Plan:
     sources, base = _opened(recipe, method)
     everyone = [*([base] if base is not None else []), *sources]
     donor = next((one for one in everyone if one.name == recipe.base), everyone[0])
-    notes = _configs(everyone, donor)
+    notes = [f"{one.name} is {one.repository} of the hub at {one.commit}" for one in everyone if one.commit]
+    notes += _configs(everyone, donor)
     names = _names(recipe, everyone, donor)
     _shapes(everyone, donor, names)
     _types(recipe, everyone, donor, names)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import FileError, listed
 from ..library._files import PICKLES, read_json, refuse_pickle
+from ._hub import fetch, repository
 
 INDEX = "model.safetensors.index.json"
 HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
@@ -38,13 +39,16 @@ class Entry:
 
 @dataclass
 class Checkpoint:
-    """A folder that was opened: its tensors by name, and its config. name: as the user gave it."""
+    """A folder that was opened: its tensors by name, and its config. name: as the user gave it; repository, commit: of
+    the hub, if it is from there."""
 
     name: str
     folder: Path
     files: list[Path]
     entries: dict[str, Entry]
     config: dict[str, Any]
+    repository: str | None = None
+    commit: str | None = None
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
@@ -73,18 +77,37 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str) -> Checkpoint:
-    """Read the headers of a folder; raises FileError for a pickle, a damaged or missing file, or what isn't there."""
-    folder = Path(name)
+    """Read the headers of a folder, or of a model of the hub (`org/name`, `org/name@revision`), fetched to its cache.
+
+    Raises FileError for a pickle, a damaged or missing file, or what isn't there.
+    """
+    folder, remote, commit = Path(name), None, None
     if not folder.is_dir():
-        at = "is a file" if folder.exists() else "does not exist"
-        raise FileError(
-            f"{name!r} {at}: a folder with config.json and safetensors is wanted. A model of the hub is fetched first, "
-            f"by `hf download ID --local-dir FOLDER`."
-        )
+        remote = None if folder.exists() else repository(name)
+        if remote is None:
+            raise FileError(_nothing(name))
+        folder, commit = fetch(remote)
     index = folder / INDEX
     entries = _sharded(index) if index.is_file() else header(_single(folder))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    return Checkpoint(name, folder, sorted({entry.file for entry in entries.values()}), entries, config)
+    files = sorted({entry.file for entry in entries.values()})
+    return Checkpoint(name, folder, files, entries, config, remote.name if remote is not None else None, commit)
+
+
+def _nothing(name: str) -> str:
+    """Why there is no such checkpoint."""
+    model, plus, adapter = name.partition("+")
+    if plus and not Path(name).exists():
+        return (
+            f"{name!r}: a model with an adapter on it is no checkpoint yet. Make it one, and give that: load {model} "
+            f"as a model, then `for bay in mb.load(model, {adapter!r}).values(): bay.fold(NAME)`, NAME being its "
+            f"module's, and `model.save_pretrained(FOLDER)`."
+        )
+    at = "is a file" if Path(name).exists() else "does not exist"
+    return (
+        f"{name!r} {at}: a folder with config.json and safetensors is wanted, or ORG/NAME or ORG/NAME@REVISION of the "
+        f"hub (hf://ORG/NAME where a folder ORG is in the way)."
+    )
 
 
 def _single(folder: Path) -> Path:
@@ -94,7 +117,10 @@ def _single(folder: Path) -> Path:
     if whole in there or (len(there) == 1 and there[0].name != "adapter_model.safetensors"):
         return whole if whole in there else there[0]
     if there and there[0].name == "adapter_model.safetensors":
-        raise FileError(f"{folder} holds an adapter, not a checkpoint: fold it into its base, and save that.")
+        raise FileError(
+            f"{folder} holds an adapter, not a checkpoint: fold it into its base, and save that: mb.load(model, "
+            f"FOLDER), bay.fold(NAME), model.save_pretrained(FOLDER)."
+        )
     if there:
         names = listed([path.name for path in there])
         raise FileError(f"{folder} has {names}, but no {INDEX} that says which tensors are where: copy it, too.")

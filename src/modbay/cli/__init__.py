@@ -469,7 +469,7 @@ def extend(
 @app.command()
 def merge(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Folders of checkpoints, or one YAML file with the recipe.")
+        list[str] | None, typer.Argument(help="Folders of checkpoints, ORG/NAME[@REVISION] of the hub, or one YAML.")
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", "-m", help="linear, task_arithmetic, ties, dare_linear, dare_ties, slerp.")
