@@ -57,6 +57,7 @@ def _lines(axes: Any, facts: Facts, lines: Sequence[tuple[str, Sequence[Any], st
         axes.plot(at, values, style, color=colour, label=name, markersize=3, linewidth=1.2)
     step = max(1, -(-len(names) // 30))
     axes.set_xticks(list(at)[::step], names[::step], rotation=90, fontsize=6)
+    axes.set_xlabel("layer")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7)
