@@ -99,9 +99,9 @@ def _nothing(name: str) -> str:
     model, plus, adapter = name.partition("+")
     if plus and not Path(name).exists():
         return (
-            f"{name!r}: a model with an adapter on it is no checkpoint yet. Make it one, and give that: load {model} "
-            f"as a model, then `for bay in mb.load(model, {adapter!r}).values(): bay.fold(NAME)`, NAME being its "
-            f"module's, and `model.save_pretrained(FOLDER)`."
+            f"{name!r}: a model with an adapter on it is no checkpoint yet. Make it one, and give that: `modbay fold "
+            f"{model} {adapter} --out FOLDER`; in Python, bay.fold(NAME) of each bay of mb.load(model, {adapter!r}), then "
+            f"model.save_pretrained(FOLDER)."
         )
     at = "is a file" if Path(name).exists() else "does not exist"
     return (
@@ -118,8 +118,8 @@ def _single(folder: Path) -> Path:
         return whole if whole in there else there[0]
     if there and there[0].name == "adapter_model.safetensors":
         raise FileError(
-            f"{folder} holds an adapter, not a checkpoint: fold it into its base, and save that: mb.load(model, "
-            f"FOLDER), bay.fold(NAME), model.save_pretrained(FOLDER)."
+            f"{folder} holds an adapter, not a checkpoint: fold it into its base: `modbay fold MODEL "
+            f"{folder} --out FOLDER`."
         )
     if there:
         names = listed([path.name for path in there])
