@@ -100,8 +100,8 @@ def _nothing(name: str) -> str:
     if plus and not Path(name).exists():
         return (
             f"{name!r}: a model with an adapter on it is no checkpoint yet. Make it one, and give that: `modbay fold "
-            f"{model} {adapter} --out FOLDER`; in Python, bay.fold(NAME) of each bay of mb.load(model, {adapter!r}), then "
-            f"model.save_pretrained(FOLDER)."
+            f"{model} {adapter} --out FOLDER`; in Python, bay.fold(NAME) of each bay of mb.load(model, "
+            f"{adapter!r}), then model.save_pretrained(FOLDER)."
         )
     at = "is a file" if Path(name).exists() else "does not exist"
     return (
