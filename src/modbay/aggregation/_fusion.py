@@ -1,29 +1,37 @@
 """AdapterFusion: each position attends over what the modules say.
 
 Pfeiffer, Kamath, Rücklé, Cho and Gurevych, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
-2021 (arXiv 2005.00247); details as in the authors' code (adapter-hub: BertFusion).
+2021 (arXiv 2005.00247); details as in the authors' code (adapter-hub: BertFusion). Over whole outputs, and guided to a
+language: Hou, Zhu, Wang, Wang, Qin, Xu and Shinozaki, "Exploiting Adapters for Cross-Lingual Low-Resource Speech
+Recognition" (SimAdapter), 2021 (arXiv 2105.11905); the guide as in their code (NeuralSpeech: AdapterASR).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..abstract import Aggregator, Context, Kind, Routing, Site
-from ..errors import CompositionError
+from ..errors import CompositionError, listed
 from ..types import System
+
+TESTS = "tests/test_guided_fusion.py::"
 
 
 class AdapterFusion(Aggregator):
-    """o = y + Σ_i s_i V Δ_i, with s = softmax_i((Q y) · (K Δ_i)), y = f(x), and Δ_i what module i adds to y.
+    """o = y + Σ_i s_i V Δ_i, with s = softmax_i((Q y) · (K Δ_i) / τ), y = f(x), and Δ_i what module i adds to y.
 
     Q and K (d, d) have a bias and start at N(0, 0.02²); V has none and starts as the identity, 1e-6 off its diagonal.
     dropout: on the scores. regularise: the coefficient of ||I − V||², added in training. Only modules with α_i ≠ 0 are
     attended; beyond that weights do not matter, and a row without any module is y. For every kind with an output.
+    over: "changes"; or "outputs", SimAdapter's o = Σ_i s_i V m_i(x) with keys K m_i(x), m_i(x) = y + Δ_i.
+    temperature: τ. guide: the coefficient of −log softmax_i(exp s̄_i) of the module named `toward`, the language that is
+    learned, added in training; s̄ is the mean of s over the positions where that module takes part.
     One set of parameters an object: pass aggregator=mb.AdapterFusion (the class) for a set at each site, as in the
-    paper. Raises CompositionError for an input composition, or for a site of another width. The code's annealed
-    temperature, off by default there, is left out.
+    paper. Raises CompositionError for an input composition, a site of another width, or a bay without `toward`. Left
+    out: the code's annealed temperature, off by default there; and the normed input of f, which SimAdapter's code, but
+    not its paper, adds to o.
     """
 
     systems = (
@@ -32,11 +40,29 @@ class AdapterFusion(Aggregator):
             ("tests/test_aggregators.py::test_fusion_attends_over_what_modules_add",
              "tests/test_aggregators.py::test_fusion_keeps_its_parameters_and_adds_its_loss"),
         ),
+        System(
+            (138,), 'mb.AdapterFusion(over="outputs", guide=0.1, toward="cs")',
+            (TESTS + "test_outputs_are_attended_at_a_temperature", TESTS + "test_the_guide_is_as_in_the_authors_code",
+             TESTS + "test_the_guide_learns_the_language", TESTS + "test_a_guide_of_several_routes"),
+            "SimAdapter", "o = Σ_i s_i V m_i(x), s = softmax_i((Q f(x)) · (K m_i(x)) / τ)",
+            "Hou et al., 2021 (arXiv 2105.11905)",
+        ),
     )  # fmt: skip
 
-    def __init__(self, dropout: float = 0.0, regularise: float = 0.01):
+    def __init__(
+        self, dropout: float = 0.0, regularise: float = 0.01, over: Literal["changes", "outputs"] = "changes",
+        temperature: float = 1.0, guide: float = 0.0, toward: str | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.dropout, self.regularise = dropout, regularise
+        if over not in ("changes", "outputs"):
+            raise CompositionError(f'AdapterFusion(over={over!r}): it is "changes" or "outputs".')
+        if not temperature > 0 or guide < 0 or bool(guide) != (toward is not None):
+            raise CompositionError(
+                f"AdapterFusion(temperature={temperature}, guide={guide}, toward={toward!r}): a positive temperature, "
+                f"and a guide with the name of the module that it guides to, or neither."
+            )
+        self.dropout, self.regularise, self.over, self.temperature = dropout, regularise, over, temperature
+        self.guide, self.toward = guide, toward
         self.width: int | None = None
 
     def build(self, site: Site) -> None:
@@ -84,7 +110,9 @@ class AdapterFusion(Aggregator):
         axis = self.axis if self.axis < 0 else self.axis - y.ndim
         if axis != -1:
             outputs, y = outputs.movedim(axis, -1), y.movedim(axis, -1)
-        out = self._attend(y, outputs - y, there)
+        out, shares = self._attend(y, outputs if self.over == "outputs" else outputs - y, there)
+        if self.guide and self.training:
+            self._guide(shares, there, modules, routing, ids, c)
         return out if axis == -1 else out.movedim(-1, axis)
 
     def _there(self, routing: Routing, ids: list[int], n: int) -> Tensor:
@@ -97,12 +125,37 @@ class AdapterFusion(Aggregator):
             return there if routing.weights is None else there & (routing.weights != 0)
         return (routing.dense(n) != 0)[..., ids]
 
-    def _attend(self, y: Tensor, changes: Tensor, there: Tensor) -> Tensor:
-        """y and out (…, d); changes (k, …, d); there (k,), (b, k) or (b, t, k)."""
+    def _guide(self, shares: Tensor, there: Tensor, modules: Any, routing: Routing, ids: list[int], c: Context) -> None:
+        """Add the loss of `toward`, given the shares (…, k) of the stacked outputs, and which take part."""
+        if self.toward not in modules.names:
+            raise CompositionError(
+                f"AdapterFusion(toward={self.toward!r}) at site {modules.site.name!r}: no such module; there are "
+                f"{listed(modules.names)}."
+            )
+        n, own = len(modules), modules.names.index(self.toward)
+        slots = routing.index if routing.axes and routing.index is not None else torch.tensor(ids)
+        slots, there = (_spread(t.to(shares.device), shares).expand(shares.shape) for t in (slots, there))
+        full = Routing(index=slots, weights=shares.float()).dense(n).flatten(0, -2)
+        part = ((slots == own) & there).any(-1).flatten().to(full.dtype)
+        mean = (part @ full) / part.sum().clamp(min=1)  # (n,)
+        taken = torch.zeros(n, dtype=torch.bool, device=mean.device)
+        taken[ids] = True
+        loss = -mean.exp().masked_fill(~taken, torch.finfo(mean.dtype).min).log_softmax(0)[own]
+        c.add_loss(f"{modules.prefix}guide", self.guide * torch.where(part.any(), loss, 0.0))
+
+    def _attend(self, y: Tensor, changes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """(out (…, d), shares (…, k)); y (…, d); changes, or outputs, (k, …, d); there (k,), (b, k) or (b, t, k)."""
         own = self.value.weight.dtype  # perhaps not that of a base in bfloat16
         changes = changes.movedim(0, -2).to(own)  # (…, k, d)
-        there = there.view(*there.shape[:-1], *[1] * (y.ndim - there.ndim), there.shape[-1]).to(y.device)
+        there = _spread(there.to(y.device), y)
         scores = (self.key(changes) @ self.query(y.to(own)).unsqueeze(-1)).squeeze(-1)  # (…, k)
+        scores = scores / self.temperature
         scores = nn.functional.dropout(scores, self.dropout, self.training)
         shares = torch.softmax(scores.masked_fill(~there, torch.finfo(scores.dtype).min), -1) * there
-        return y + (shares.to(own).unsqueeze(-2) @ self.value(changes)).squeeze(-2).to(y.dtype)
+        out = (shares.to(own).unsqueeze(-2) @ self.value(changes)).squeeze(-2).to(y.dtype)
+        return (torch.where(there.any(-1, keepdim=True), out, y) if self.over == "outputs" else y + out), shares
+
+
+def _spread(routed: Tensor, y: Tensor) -> Tensor:
+    """(…, k) of a routing, with an axis for each of y's that it has not told apart; of the shape of shares (…, k)."""
+    return routed.view(*routed.shape[:-1], *[1] * (y.ndim - routed.ndim), routed.shape[-1])
