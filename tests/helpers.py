@@ -412,6 +412,7 @@ ROUTERS: list[Part] = [
     Part("switches", lambda: mb.Switches("example")),
     Part("switches-of-tasks", lambda: mb.Switches(label="task", labels=["x", "y"], normalise=True), TASKS),
     Part("scouts", mb.Scouts),
+    Part("split", lambda: mb.Split(["a", (), ["b", "d"]], [1, 1])),
     Part("random", mb.Random),
     Part("path", lambda: mb.Path("task", {"x": [["a"]], "y": [["b", "a"]]}), TASKS),
 ]

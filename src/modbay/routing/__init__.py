@@ -17,6 +17,7 @@ from ._random import Random as Random
 from ._scouts import Scouts as Scouts
 from ._skills import Skills as Skills
 from ._soft_gate import SoftGate as SoftGate
+from ._split import Split as Split
 from ._switches import Switches as Switches
 from ._top_k import TopK as TopK
 from ._tree import Tree as Tree
