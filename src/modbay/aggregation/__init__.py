@@ -13,6 +13,7 @@ from ._join import Join as Join
 from ._layout import Layout as Layout
 from ._mixture import Mixture as Mixture
 from ._prompt_attention import PromptAttention as PromptAttention
+from ._prompt_product import PromptProduct as PromptProduct
 from ._recursion import Recursion as Recursion
 from ._sequence import Sequence as Sequence
 from ._stack import Stack as Stack

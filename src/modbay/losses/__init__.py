@@ -12,6 +12,7 @@ from ._choices import likelihood as likelihood
 from ._choices import t_few as t_few
 from ._choices import unlikelihood as unlikelihood
 from ._competition import competition as competition
+from ._distillation import distillation as distillation
 from ._marginal import marginal_sequence as marginal_sequence
 from ._marginal import marginal_tokens as marginal_tokens
 from ._marginal import posterior as posterior

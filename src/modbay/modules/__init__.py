@@ -10,6 +10,7 @@ from ._dense import DenseDelta as DenseDelta
 from ._diff import DiffPruning as DiffPruning
 from ._dora import DoRA as DoRA
 from ._encoded_prompt import EncodedPrompt as EncodedPrompt
+from ._factored_prompt import FactoredPrompt as FactoredPrompt
 from ._feedforward import FeedForward as FeedForward
 from ._full import Full as Full
 from ._gates import Gates as Gates
