@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import modbay as mb
-from modbay import losses
-from modbay.errors import CompositionError
+from modbay import losses, methods
+from modbay.errors import CompositionError, LabelError
 from tiny import llama, tokens
 
 
@@ -114,3 +114,36 @@ def test_distillation_is_written_out():
     got.backward()
     assert t.grad is None and (z.grad[0, 1] == 0).all()
     assert_close(z.grad[0, 0], 2 * (q - p)[0, 0] / 3)
+
+
+def test_prompts_are_mixed_by_what_they_answer():
+    model = llama().eval()
+    bay = mb.attach(model, modules=dict.fromkeys("abc", mb.Prompt(3)), name="prompt")
+    ids, w = tokens(2, 5), torch.randn(2, 2)
+    each = torch.stack([model(ids, prompt=name).logits.softmax(-1) for name in "ca"], 1)
+    mixed = lambda p: (p.view(-1, 2, 1, 1) * each).sum(1).log()
+    got = methods.prompt_mixture(model, ["c", "a"], w, input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert_close(got, mixed(w.softmax(-1)), atol=1e-5, rtol=1e-5)
+    got = methods.prompt_mixture(model, ["c", "a"], w[0], input_ids=ids)
+    assert_close(got, mixed(w[0].softmax(-1)), atol=1e-5, rtol=1e-5)
+    for names, weights in (("ca", w[0]), (["a"], w), ([], w), (["c", "a"], torch.zeros(3, 2))):
+        with pytest.raises(LabelError, match="prompt_mixture"):
+            methods.prompt_mixture(model, names, weights, input_ids=ids)
+    bay.detach()
+
+
+def test_the_mixture_of_prompts_learns():
+    """The gradient of each prompt is its responsibility times the gradient of its own log-likelihood."""
+    model = llama().eval()
+    bay = mb.attach(model, modules=dict.fromkeys("ab", mb.Prompt(3)), name="prompt")
+    ids, w = tokens(1, 5), torch.tensor([0.3, -0.2], requires_grad=True)
+    prompts = [next(iter(bay.parameters(name))) for name in "ab"]
+    loss = -methods.prompt_mixture(model, ["a", "b"], w, input_ids=ids)[0, -1, 7]
+    got = torch.autograd.grad(loss, [w, *prompts])
+    own = [model(ids, prompt=name).logits.log_softmax(-1)[0, -1, 7] for name in "ab"]
+    grads = [torch.autograd.grad(one, prompt)[0] for one, prompt in zip(own, prompts, strict=True)]
+    with torch.no_grad():
+        share = (w.log_softmax(0) + torch.stack(own)).softmax(0)
+        assert_close(got[0], w.softmax(0) - share)
+        for i in range(2):
+            assert_close(got[1 + i], -share[i] * grads[i], atol=1e-6, rtol=1e-4)

@@ -38,12 +38,14 @@ from ._entropy import minimal_entropy as minimal_entropy
 from ._few import t_few as t_few
 from ._lora_hub import lora_hub as lora_hub
 from ._lora_hub import search_weights as search_weights
+from ._fid import fid as fid
 from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays
 from ._parse import parse_kind as parse_kind
 from ._path_net import PathNet as PathNet
 from ._paths import paths as paths
+from ._prompt_mixture import prompt_mixture as prompt_mixture
 from ._rag import rag as rag
 from ._ranks import RankBudget as RankBudget
 from ._repair import activations as activations
