@@ -145,11 +145,12 @@ def gradient(out: torch.Tensor, model: nn.Module, down: torch.Tensor) -> torch.T
         mb.Prompt(3),
         mb.EncodedPrompt(3, hidden=6),
         mb.EncodedPrompt(3, "mlp", hidden=6),
+        mb.FactoredPrompt(3, 2),
         mb.Prefix(3),
         mb.Prefix(3, bottleneck=6),
         mb.Hyper(mb.Prefix(2)),
     ],
-    ids=["prompt", "lstm", "mlp", "prefix", "prefix-bottleneck", "hyper-prefix"],
+    ids=["prompt", "lstm", "mlp", "factored", "prefix", "prefix-bottleneck", "hyper-prefix"],
 )
 def test_what_is_put_in_front_on_a_base_in_bfloat16(kind: mb.Kind, learned: torch.dtype):
     narrow, ids = tiny.llama().to(torch.bfloat16).eval(), tiny.tokens(4)

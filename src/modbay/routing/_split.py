@@ -1,8 +1,7 @@
 """Routing by position: the first tokens go to one module, the next to another.
 
 Poth, Sterz, Paul, Purkayastha, Engländer, Imhof, Vulić, Ruder, Gurevych and Pfeiffer, "Adapters: A Unified Library for
-Parameter-Efficient and Modular Transfer Learning", 2023 (arXiv 2311.11077), its block Split; for sub-word sequences of
-several kinds, as in Pfeiffer, Vulić, Gurevych and Ruder, "MAD-X", 2020 (arXiv 2005.00052), section 6.
+Parameter-Efficient and Modular Transfer Learning", 2023 (arXiv 2311.11077), its block Split.
 """
 
 from collections.abc import Sequence
