@@ -18,12 +18,14 @@ from pathlib import Path
 import torch
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options that all benchmarks share."""
+def arguments(description: str, more: Mapping[str, str] | None = None) -> argparse.Namespace:
+    """The options that all benchmarks share, and more of one's own: what each says of itself."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds of each contender (default 11)")
     parser.add_argument("--json", type=Path, help="write the raw figures here")
     parser.add_argument("--quick", action="store_true", help="two rounds: only to see that it runs")
+    for option, says in (more or {}).items():
+        parser.add_argument(option, help=says)
     options = parser.parse_args()
     options.rounds = 2 if options.quick else options.rounds
     torch.set_num_threads(1)

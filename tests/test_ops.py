@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modbay.ops.grouped import add_linear, linear, linear_reference
+from modbay.ops.grouped import add_linear, linear, linear_reference, shared_linear, shared_linear_reference
 from modbay.ops.lowrank import lowrank_mixture, lowrank_mixture_reference
 
 
@@ -15,6 +15,7 @@ def test_linear_of_a_group(rows, bias):
     torch.testing.assert_close(linear(x, weight, b), linear_reference(x, weight, b))
     y = torch.randn(3, *rows, 6)
     torch.testing.assert_close(add_linear(y, x, weight), y + linear_reference(x, weight))
+    torch.testing.assert_close(shared_linear(x[0], weight, b), shared_linear_reference(x[0], weight, b))
 
 
 @pytest.mark.parametrize("routed", [(), (4,), (4, 5)])

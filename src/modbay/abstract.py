@@ -179,6 +179,11 @@ class FunctionComposition(Kind):
     def change(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Tensor:
         """Δ, shaped like y."""
 
+    def factors(self, params: Params, x: Tensor, y: Tensor, c: Context) -> "Factors | None":
+        """Δ in factors, if it is linear in a small code and has its features last; here: None. Parameters may have a
+        group axis, x and y never have one: all modules see the same rows."""
+        return None
+
 
 class Replacement(Kind):
     """f_φ(x) instead of f: an expert, a head, a trainable copy of the site."""
@@ -209,6 +214,15 @@ class Generator(Kind):
         """The parameters of `kind`, (b, …): one set an example in sight; or (1, …), where all have the same."""
 
 
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Δ = U a + b, linear in a small code a (…, m): U (d, m), and b (d,) or None; (g, …) each for a group."""
+
+    code: Tensor
+    out: Tensor
+    offset: Tensor | None = None
+
+
 class Delta(ABC):
     """An update of the parameters of f: φ in f_{θ ⊕ φ}. Its tensors may all carry a leading group axis."""
 
@@ -221,6 +235,11 @@ class Delta(ABC):
     def onto(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         """y with the update: y + apply(x, y, site), in one product where a representation can."""
         return y + self.apply(x, y, site)
+
+    def factors(self, x: Tensor, y: Tensor, site: Site) -> Factors | None:
+        """`apply` in factors, if it is linear in a small code; here: None. The update's tensors may have a group axis,
+        x and y never have one: all modules see the same rows."""
+        return None
 
     @abstractmethod
     def scale(self, factor: Tensor | float) -> "Delta":

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .abstract import Delta, Site
+from .abstract import Delta, Factors, Site
 from .errors import CompositionError
-from .ops import add_linear, align, autocasts, linear
+from .ops import add_linear, align, autocasts, linear, shared_linear
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -78,6 +78,12 @@ class LowRank(Delta):
         return add_linear(
             y, hidden if isinstance(self.s, float) and self.s == 1.0 else hidden * self._s(hidden), self.b
         )
+
+    def factors(self, x: Tensor, y: Tensor, site: Site) -> Factors | None:
+        if site.form not in ("linear", "transposed"):
+            return None
+        out = self.b if isinstance(self.s, float) and self.s == 1.0 else grow(self.s, self.b)
+        return Factors(shared_linear(x, self.a), out)
 
     def scale(self, factor: Tensor | float) -> "LowRank":
         return replace(self, s=factor * self.s)
@@ -169,6 +175,12 @@ class Bias(Delta):
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         grouped = self.bias.ndim > 1
         return align(self.bias, y, site.axis).expand(y.shape) if grouped or y.ndim else self.bias
+
+    def factors(self, x: Tensor, y: Tensor, site: Site) -> Factors | None:
+        group = self.bias.shape[:-1]
+        if site.axis != -1:
+            return None
+        return Factors(y.new_empty(*group, *y.shape[:-1], 0), self.bias.new_empty(*self.bias.shape, 0), self.bias)
 
     def scale(self, factor: Tensor | float) -> "Bias":
         return replace(self, bias=grow(factor, self.bias))
@@ -303,6 +315,14 @@ class Sum(Delta):
     def apply(self, x: Tensor, y: Tensor, site: Site) -> Tensor:
         first, *rest = [part.apply(x, y, site) for part in self.parts]
         return sum(rest, start=first)
+
+    def factors(self, x: Tensor, y: Tensor, site: Site) -> Factors | None:
+        parts = [part.factors(x, y, site) for part in self.parts]
+        if any(part is None for part in parts):
+            return None
+        offsets = [part.offset for part in parts if part.offset is not None]  # type: ignore[union-attr]
+        code, out = (torch.cat([getattr(part, name) for part in parts], -1) for name in ("code", "out"))
+        return Factors(code, out, sum(offsets[1:], start=offsets[0]) if offsets else None)
 
     def scale(self, factor: Tensor | float) -> "Sum":
         return Sum([part.scale(factor) for part in self.parts])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..abstract import Aggregator, Context, Kind, Routing, Site
 from ..errors import CompositionError, listed
 from ..types import System
+from ._folded import Attention, Kept
 
 TESTS = "tests/test_guided_fusion.py::"
 
@@ -25,6 +26,7 @@ class AdapterFusion(Aggregator):
     Q and K (d, d) have a bias and start at N(0, 0.02²); V has none and starts as the identity, 1e-6 off its diagonal.
     dropout: on the scores. regularise: the coefficient of ||I − V||², added in training. Only modules with α_i ≠ 0 are
     attended; beyond that weights do not matter, and a row without any module is y. For every kind with an output.
+    No key or value is made for a module alone: see _folded.py.
     over: "changes"; or "outputs", SimAdapter's o = Σ_i s_i V m_i(x) with keys K m_i(x), m_i(x) = y + Δ_i.
     temperature: τ. guide: the coefficient of −log softmax_i(exp s̄_i) of the module named `toward`, the language that is
     learned, added in training; s̄ is the mean of s over the positions where that module takes part.
@@ -64,6 +66,7 @@ class AdapterFusion(Aggregator):
         self.dropout, self.regularise, self.over, self.temperature = dropout, regularise, over, temperature
         self.guide, self.toward = guide, toward
         self.width: int | None = None
+        self._kept: dict[str, Kept] = {}
 
     def build(self, site: Site) -> None:
         d = site.features("outputs")
@@ -98,19 +101,20 @@ class AdapterFusion(Aggregator):
         ids = modules.active(routing)
         if not ids:
             return f(x) if f is not None else torch.zeros_like(x)
-        outputs, y = modules.outputs(f, x, routing, c)
-        y = torch.zeros_like(outputs[0]) if y is None else y
-        if outputs.shape[1:] != y.shape or y.shape[self.axis] != self.width:
+        y, changes = modules.differences(f, x, routing, c)
+        odd = [change.shape for _, change in changes if isinstance(change, Tensor) and change.shape != y.shape]
+        if odd or y.shape[self.axis] != self.width:
             raise CompositionError(
-                f"AdapterFusion, built for {self.width} features, got outputs {tuple(outputs.shape[1:])} beside f(x) "
+                f"AdapterFusion, built for {self.width} features, got changes {tuple((odd or [y.shape])[0])} of f(x) "
                 f"{tuple(y.shape)} at site {modules.site.name!r}. Modules must keep the shape of f(x); pass "
                 f"aggregator=mb.AdapterFusion, the class, for parameters at each site."
             )
         there = self._there(routing, ids, len(modules))
         axis = self.axis if self.axis < 0 else self.axis - y.ndim
-        if axis != -1:
-            outputs, y = outputs.movedim(axis, -1), y.movedim(axis, -1)
-        out, shares = self._attend(y, outputs if self.over == "outputs" else outputs - y, there)
+        if axis != -1:  # there no change is in factors
+            y = y.movedim(axis, -1)
+            changes = [(places, change.movedim(axis, -1)) for places, change in changes]
+        out, shares = self._attend(y, changes, there, modules.site.name)
         if self.guide and self.training:
             self._guide(shares, there, modules, routing, ids, c)
         return out if axis == -1 else out.movedim(-1, axis)
@@ -143,17 +147,22 @@ class AdapterFusion(Aggregator):
         loss = -mean.exp().masked_fill(~taken, torch.finfo(mean.dtype).min).log_softmax(0)[own]
         c.add_loss(f"{modules.prefix}guide", self.guide * torch.where(part.any(), loss, 0.0))
 
-    def _attend(self, y: Tensor, changes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """(out (…, d), shares (…, k)); y (…, d); changes, or outputs, (k, …, d); there (k,), (b, k) or (b, t, k)."""
-        own = self.value.weight.dtype  # perhaps not that of a base in bfloat16
-        changes = changes.movedim(0, -2).to(own)  # (…, k, d)
-        there = _spread(there.to(y.device), y)
-        scores = (self.key(changes) @ self.query(y.to(own)).unsqueeze(-1)).squeeze(-1)  # (…, k)
-        scores = scores / self.temperature
-        scores = nn.functional.dropout(scores, self.dropout, self.training)
+    def _attend(self, y: Tensor, changes: Any, there: Tensor, site: str) -> tuple[Tensor, Tensor]:
+        """(out (…, d), shares (…, k)); changes as `Modules.differences` gives them; there (k,), (b, k) or (b, t, k)."""
+        own, there = y.to(self.value.weight.dtype), _spread(there.to(y.device), y)
+        attention = Attention(self.query, self.key, self.value, self._kept, site)
+        scores = attention.read(y, changes)
+        if self.over == "outputs" and self.dropout and self.training:  # (Q y) · (K y), the same of all, else no matter
+            scores = scores + (self.query(own) @ self.key.weight * own).sum(-1, keepdim=True)
+        scores = nn.functional.dropout(scores / self.temperature, self.dropout, self.training)
         shares = torch.softmax(scores.masked_fill(~there, torch.finfo(scores.dtype).min), -1) * there
-        out = (shares.to(own).unsqueeze(-2) @ self.value(changes)).squeeze(-2).to(y.dtype)
-        return (torch.where(there.any(-1, keepdim=True), out, y) if self.over == "outputs" else y + out), shares
+        out = attention.write(shares)
+        if self.over == "changes":
+            return y + out.to(y.dtype), shares
+        return torch.where(there.any(-1, keepdim=True), (self.value(own) + out).to(y.dtype), y), shares
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # a copy, or a file, does without what was folded
 
 
 def _spread(routed: Tensor, y: Tensor) -> Tensor:

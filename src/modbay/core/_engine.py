@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..abstract import (
     Context,
+    Factors,
     FunctionComposition,
     Generator,
     Kind,
@@ -78,13 +79,7 @@ def apply(kind: Kind, params: Params, f: Any, x: Tensor, y: Any, c: Context, sit
     """`difference`, in the dtype of the parameters, for one module or for a group: params (g, …), x and y (g, m, …)."""
     if isinstance(kind, Generator):
         return generated(kind, params, f, x, y, c, site, grouped)
-    like = x if x.is_floating_point() else _embedded(y, site)  # at an embedding x is ids
-    dtype = x.dtype if like is None else like.dtype
-    first = next(iter(params.values()), x)
-    casts = like is not None and first.dtype != dtype and _casts(params, like)
-    if casts:
-        learned = next(p.dtype for p in params.values() if p.is_floating_point())
-        x, y = x.to(learned) if like is x else x, y if y is None else y.to(learned)
+    x, y, dtype = _cast(params, x, y, site)
     if not grouped or kind.batched:
         out = difference(kind, params, f, x, y, c, site)
     elif isinstance(kind, ParameterComposition):
@@ -93,7 +88,26 @@ def apply(kind: Kind, params: Params, f: Any, x: Tensor, y: Any, c: Context, sit
     else:
         run = partial(_one, kind, f, c, site)
         out = torch.func.vmap(run, in_dims=(0, 0, None if y is None else 0), randomness="different")(params, x, y)
-    return out.to(dtype) if casts else out
+    return out if dtype is None else out.to(dtype)
+
+
+def factored(kind: Kind, params: Params, x: Tensor, y: Tensor, c: Context, site: Site) -> Factors | None:
+    """What a module adds to y in factors, in the dtype of its parameters, or a group that sees the same rows: params
+    (g, …), x and y without that axis. None if its kind has none."""
+    x, y, _ = _cast(params, x, y, site)
+    if isinstance(kind, ParameterComposition):
+        return kind.delta(params, site).factors(x, y, site)
+    return kind.factors(params, x, y, c) if isinstance(kind, FunctionComposition) else None
+
+
+def _cast(params: Params, x: Tensor, y: Any, site: Site) -> tuple[Tensor, Any, torch.dtype | None]:
+    """x and y in the dtype of the parameters, and the dtype that they had, if it is another."""
+    like = x if x.is_floating_point() else _embedded(y, site)  # at an embedding x is ids
+    first = next(iter(params.values()), x)
+    if like is None or first.dtype == like.dtype or not _casts(params, like):
+        return x, y, None
+    learned = next(p.dtype for p in params.values() if p.is_floating_point())
+    return x.to(learned) if like is x else x, y if y is None else y.to(learned), like.dtype
 
 
 def updated(kind: ParameterComposition, params: Params, x: Tensor, y: Tensor, out: Tensor, c: Context, site: Site):

@@ -10,6 +10,7 @@ from ..abstract import Context, Kind, Routing, Site
 from ..errors import CompositionError, SiteError
 from ..types import Params
 from . import _sums
+from ._differences import Differences, differences
 from ._engine import apply
 from ._plan import Arrangement
 
@@ -174,6 +175,10 @@ class Modules:
         plain = y is not None and not self.facts(routing)[2] and not self.facts(routing)[1]
         run = (lambda slot: y + self.changes(f, x, y, slot, c)) if plain else (lambda slot: self.add(f, x, slot, c))
         return torch.stack([run(slot) for slot in slots]), y
+
+    def differences(self, f: Any, x: Tensor, routing: Routing, c: Context) -> tuple[Tensor, Differences]:
+        """(y = f(x), what is added to it), beside its places among those of `outputs`; in factors where it has them."""
+        return differences(self, f, x, routing, c)
 
     def add(self, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
         """f(x) + Σ_i α_i Δ_i, where a replacement's Δ is m(x) − f(x). Only active modules run."""

@@ -108,7 +108,7 @@ def _alone(m: Any, ids: Sequence[int], f: Any, x: Tensor, c: Context) -> Tensor:
             out = updated(part.kind, part.tensors(), x, y, out, c, m.site)
             continue
         change = m.one(i, f, x, y, c)
-        out = out + (_less(m, change, y, i) if part.kind.replaces else change)
+        out = out + (less(m, change, y, i) if part.kind.replaces else change)
     return out
 
 
@@ -146,7 +146,7 @@ def _replace(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     return out.unflatten(0, x.shape[:flat]) if flat > 1 else out
 
 
-def _less(m: Any, out: Tensor, y: Any, i: int) -> Tensor:
+def less(m: Any, out: Tensor, y: Any, i: int) -> Tensor:
     """m_i(x) − f(x), of what stands instead of f; a head of another width is not to be weighed."""
     if out.shape != y.shape:
         raise CompositionError(
@@ -184,7 +184,7 @@ def _dense(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context, e
     for i in ids:
         change = m.one(i, f, x, y, c)
         if m.parts[i].kind.replaces:
-            change = _less(m, change, y, i)
+            change = less(m, change, y, i)
         w = weights[..., i]
         total = total + w.view(*w.shape, *[1] * (change.ndim - w.ndim)) * change
     return total
@@ -200,7 +200,7 @@ def _gathered(m: Any, f: Any, x: Tensor, y: Tensor, routing: Routing, c: Context
     kind, chosen = m.parts[ids[0]].kind, index[:, 0]
     params = {name: tensor[chosen.clamp(min=0)] for name, tensor in m.stacked(ids).items()}
     change = apply(kind, params, f, x.unsqueeze(1), y.unsqueeze(1), c, m.site, True).squeeze(1)
-    change = _less(m, change, y, ids[0]) if kind.replaces else change
+    change = less(m, change, y, ids[0]) if kind.replaces else change
     w = (chosen >= 0).to(y.dtype)
     w = w if routing.weights is None else w * routing.weights[:, 0].to(y.dtype)
     return change * w.view(-1, *[1] * (change.ndim - 1))
@@ -294,7 +294,7 @@ def _group(m: Any, group: Group, kind: Kind, f: Any, x: Tensor, y: Any, c: Conte
         out = apply(kind, m.stacked(group.ids), f, x.unflatten(0, shape), grouped_y, c, m.site, True)
         out = out.flatten(0, 1)
     if kind.replaces:
-        return out if full else _less(m, out, y, group.ids[0])
+        return out if full else less(m, out, y, group.ids[0])
     return y + out if full else out  # type: ignore[operator]
 
 

@@ -36,9 +36,9 @@ from ._dump import dump_kind as dump_kind
 from ._em import ModularNetwork as ModularNetwork
 from ._entropy import minimal_entropy as minimal_entropy
 from ._few import t_few as t_few
+from ._fid import fid as fid
 from ._lora_hub import lora_hub as lora_hub
 from ._lora_hub import search_weights as search_weights
-from ._fid import fid as fid
 from ._mam import mam as mam
 from ._named import METHODS as METHODS
 from ._parse import parse_bays as parse_bays

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..abstract import Context, FunctionComposition, Site
+from ..abstract import Context, Factors, FunctionComposition, Site
 from ..errors import CompositionError
-from ..ops import align, linear
+from ..ops import align, linear, shared_linear
 from ..types import Params, System
 from ._common import ACTIVATIONS, drawn, known, positive
 
@@ -128,6 +128,21 @@ class Bottleneck(FunctionComposition):
         elif self.scale != 1.0:
             out = out * self.scale
         return out.movedim(-1, -1 - spatial) if spatial else out
+
+    def factors(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Factors | None:
+        down, bias, out, offset = (params[name] for name in ("down", "down_bias", "up", "up_bias"))
+        if self.norm == "after" or down.ndim - bias.ndim != 1:  # not linear, or at a convolution
+            return None
+        v = y if self.placement == "serial" else x
+        if self.norm:  # the norm's gain and bias go into W_down, so that all modules read the same rows
+            v = F.layer_norm(v, v.shape[-1:])
+            bias = bias + (down @ params["norm_bias"].unsqueeze(-1)).squeeze(-1)
+            down = down * params["norm"].unsqueeze(-2)
+        if self.scale == "learned":
+            out, offset = out * params["scale"].unsqueeze(-1), offset * params["scale"]
+        elif self.scale != 1.0:
+            out, offset = out * self.scale, offset * self.scale
+        return Factors(ACTIVATIONS[self.activation](shared_linear(v, down, bias)), out, offset)
 
 
 def _normed(v: Tensor, params: Params) -> Tensor:

@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..abstract import Context, FunctionComposition, Site
+from ..abstract import Context, Factors, FunctionComposition, Site
 from ..errors import CompositionError
-from ..ops import linear
+from ..ops import linear, shared_linear
 from ..types import Params, System
 from ._common import ACTIVATIONS, known, positive
 
@@ -86,6 +86,10 @@ class Compacter(FunctionComposition):
     def change(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Tensor:
         hidden = linear(y, self._weight(params, "down"), params["down_bias"])
         return linear(ACTIVATIONS[self.activation](hidden), self._weight(params, "up"), params["up_bias"])
+
+    def factors(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Factors:
+        hidden = shared_linear(y, self._weight(params, "down"), params["down_bias"])
+        return Factors(ACTIVATIONS[self.activation](hidden), self._weight(params, "up"), params["up_bias"])
 
     def _weight(self, params: Params, name: str) -> Tensor:
         """Σ_i A_i ⊗ B_i, (outputs, inputs)."""

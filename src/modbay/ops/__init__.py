@@ -4,6 +4,7 @@ from .grouped import add_linear as add_linear
 from .grouped import align as align
 from .grouped import autocasts as autocasts
 from .grouped import linear as linear
+from .grouped import shared_linear as shared_linear
 from .hadamard import hadamard as hadamard
 from .lowrank import lowrank as lowrank
 from .lowrank import lowrank_mixture as lowrank_mixture

@@ -28,6 +28,21 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return torch.stack([F.linear(*group) for group in zip(x, weight, biases, strict=True)])
 
 
+def shared_linear(
+    x: Float[Tensor, "*rows i"], weight: Float[Tensor, "*g o i"], bias: Float[Tensor, "*g o"] | None = None
+) -> Float[Tensor, "*out"]:
+    """`linear` for g modules that all read the same rows x (…, i): one product. (g, …, o), or (…, o) for one module."""
+    if weight.ndim == 2:
+        return F.linear(x, weight, bias)
+    y = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    return y.unflatten(-1, weight.shape[:2]).movedim(-2, 0)
+
+
+def shared_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`shared_linear` for a group: `linear` of as many copies of x."""
+    return linear(x.expand(len(weight), *x.shape), weight, bias)
+
+
 def add_linear(
     y: Float[Tensor, "*rows o"], x: Float[Tensor, "*rows i"], weight: Float[Tensor, "*g o i"]
 ) -> Float[Tensor, "*rows o"]:
