@@ -236,3 +236,25 @@ def test_adapter_soups_run():
     assert len(mean) == 7 and np.isfinite(list(mean.values())).all()
     assert mean["best one, by the test"] <= mean["nearest"] + 1e-6
     assert mean["LoraHub, 16 rows"] < mean["base alone"]
+def test_every_way_of_merging_is_in_the_table(tmp_path):
+    table = recipe("merge_table")
+    folders = ["--cache", str(tmp_path / "cache"), "--page", str(tmp_path / "page.md")]
+    rows = table.main(["--smoke", *folders])[0]
+    found = {(row.family, row.name): row for row in rows}
+    for family in (table.WHOLE, table.MODULES):
+        assert all(0 <= accuracy <= 1 for row in rows for accuracy in row.test)
+        assert len([1 for row in rows if row.family == family]) >= 19
+        # Fine-tunes of one base point the same way, so that an arc between them is its chord.
+        assert found[family, "SLERP"].test == found[family, "uniform average"].test
+        soup = found[family, "greedy soup"]
+        assert soup.validation >= 0 and soup.setting.split(" + ")[0] in ("en", "de", "fr", "es")
+    run_time, folded = found[table.MODULES, "WeightedSum, in use"], found[table.MODULES, "uniform average"]
+    assert run_time.test == folded.test
+    averaged = found[table.MODULES, "ParameterAverage, in use"], found[table.MODULES, "average of A and of B"]
+    assert averaged[0].test == averaged[1].test
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").count("\n| ") == len(rows) + 4
+    assert (tmp_path / "page.svg").exists()
+    again = table.main(["--smoke", "--kept", *folders])[0]
+    assert again == rows
+    with pytest.raises(SystemExit, match="other settings"):
+        table.main(["--smoke", *folders, "--rate", "1"])
