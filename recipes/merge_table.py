@@ -485,7 +485,7 @@ def in_use(net: Net, bay: mb.Bay, judge: Judge, args: argparse.Namespace, seed: 
     held.heads = net.heads
     names = dict.fromkeys(bay.names(), mb.LoRA(8, alpha=16.0))
     average = mb.attach(held, linears, names, aggregator=mb.ParameterAverage())
-    average.load(args.cache / str(seed)).use(own)
+    average.load(args.cache / str(seed), *own).use(own)
     yield Row(MODULES, "ParameterAverage, in use", "", judge(held, "test"))
 
 
