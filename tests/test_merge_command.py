@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from modbay import checkpoints, merging
-from modbay.checkpoints import _merge, _plan
+from modbay.checkpoints import _card, _merge, _plan
 from modbay.cli import app
 from modbay.errors import ConfigError, FileError
 
@@ -502,6 +502,25 @@ def test_the_card_and_what_lies_beside(here):
     assert all(one in card for one in (*sums, "merge_method: linear", "modbay", "torch"))
     assert yaml.safe_load(card.split("---")[1])["tags"] == ["merge", "modbay"]
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == facts["recipe"]
+
+
+def test_a_hash_is_read_once(here, monkeypatch):
+    """As long as nothing was written to the file; a file that is as new as the clock is read again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    path, read_of, true = Path("a/model.safetensors"), [], _card.sha256
+    monkeypatch.setattr(_card, "sha256", lambda path: read_of.append(path) or true(path))
+    assert _card.file_hash(path) == _card.file_hash(path) == true(path) and len(read_of) == 2
+    monkeypatch.setattr(_card, "SETTLED", -60)
+    assert _card.file_hash(path) == _card.file_hash(path) == true(path) and len(read_of) == 3
+    octets, times = path.read_bytes(), path.stat()
+    path.write_bytes(octets[:-1] + bytes([octets[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time, another content
+    assert _card.file_hash(path) == true(path) and len(read_of) == 4
+    (note,) = [one for one in (here / "cache/modbay/sha256").iterdir() if one.read_text() == true(path)]
+    note.write_text("damaged")
+    assert _card.file_hash(path) == true(path) and len(read_of) == 5
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # it can't be written to
+    assert _card.file_hash(path) == true(path)
 
 
 def test_an_output_that_is_there(here):

@@ -1,7 +1,12 @@
 """What a merged checkpoint says of itself: README.md for people, modbay_merge.json for programs."""
 
+import contextlib
+import hashlib
+import os
 import platform
 import re
+import time
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,14 +20,45 @@ from ..library._files import sha256
 from ._plan import Plan
 
 FILE = "modbay_merge.json"
+SETTLED = 2  # seconds
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file. The hub's cache keeps large files under theirs, so that they need not be read for it."""
+    """SHA-256 of a file, which is read for it once: later it is known, as long as the file is the same.
+
+    The hub's cache keeps large files under theirs, so that they need not be read even once.
+    """
     blob = path.resolve()
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name
-    return sha256(path)
+    note, before = _note(blob), blob.stat()
+    try:
+        said = note.read_text(encoding="ascii")
+        if re.fullmatch(r"[0-9a-f]{64}", said):
+            return said
+    except (OSError, ValueError):
+        pass
+    began = time.time()
+    found = sha256(blob)
+    # A clock may be so coarse that a write just now leaves no trace in it: what is so new is not kept.
+    if _stamp(blob.stat()) == _stamp(before) and max(before.st_mtime, before.st_ctime) < began - SETTLED:
+        with contextlib.suppress(OSError):  # a home that can't be written to costs time alone
+            note.parent.mkdir(parents=True, exist_ok=True)
+            aside = note.with_name(f"{note.name}.{uuid.uuid4().hex[:12]}")
+            aside.write_text(found, encoding="ascii")
+            os.replace(aside, note)
+    return found
+
+
+def _note(path: Path) -> Path:
+    """Where the hash of this very file, as it is now, would be kept; ctime changes whenever a file is written to."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = hashlib.sha256(repr((str(path), _stamp(path.stat()))).encode()).hexdigest()
+    return Path(home) / "modbay" / "sha256" / key
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def hashes(plan: Plan, pool: ThreadPoolExecutor) -> dict[Path, Any]:

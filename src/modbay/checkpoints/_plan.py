@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, FileError, listed
+from ..merging import named
 from . import _vocabulary
 from ._layers import Layers
-from ._methods import METHODS, RESCALE, Method, Values, named
+from ._methods import METHODS, RESCALE, Method, Values
 from ._read import Checkpoint, open_checkpoint
 from ._recipe import Recipe, first
 from ._write import Place, Shard, shards
@@ -278,12 +279,7 @@ def _values(recipe: Recipe, method: Method, sources: Sequence[Checkpoint], name:
             raise ConfigError(
                 f"{one.name}: density={given['density']!r} for {name!r}: the share that is kept, above 0 and at most 1."
             )
-    if (
-        whole.get("normalize")
-        and method.piecewise
-        and "weight" in method.each
-        and abs(sum(v["weight"] for v in each)) < 1e-8
-    ):
+    if whole.get("normalize") and method.normalises and abs(sum(v["weight"] for v in each)) < 1e-8:
         raise ConfigError(
             f"weight: the weights of {name!r} add up to 0, so that they can't be normalised: set normalize to false."
         )

@@ -20,7 +20,10 @@ from ._curve import interpolated as interpolated
 from ._curve import polychain as polychain
 from ._dare import dare as dare
 from ._dare import dare_tensor as dare_tensor
+from ._dare import draw as draw
 from ._dare import drop as drop
+from ._dare import factor as factor
+from ._dare import named as named
 from ._fisher import fisher as fisher
 from ._fisher import fisher_tensor as fisher_tensor
 from ._fisher import norms as norms
@@ -46,11 +49,14 @@ from ._sparse import add_sparse as add_sparse
 from ._sparse import add_sparse_tensor as add_sparse_tensor
 from ._sparse import sparse_difference as sparse_difference
 from ._sparse import sum_sparse as sum_sparse
+from ._ties import Cut as Cut
+from ._ties import cut as cut
 from ._ties import resolve as resolve
 from ._ties import thresholds as thresholds
 from ._ties import ties as ties
 from ._ties import ties_tensor as ties_tensor
 from ._ties import trim as trim
+from ._ties import trimmed as trimmed
 from ._transport import ot_fusion as ot_fusion
 from ._transport import transport_plans as transport_plans
 from ._transport import transported as transported

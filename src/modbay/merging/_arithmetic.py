@@ -23,8 +23,8 @@ def vectors(tensors: Sequence[Tensor], base: Tensor | None) -> list[Tensor]:
 
 
 def onto(base: Tensor | None, change: Tensor, like: Tensor) -> Tensor:
-    """θ₀ + change, or the change alone without a base, rounded to the dtype of `like`."""
-    return (change if base is None else base.to(change.dtype) + change).to(like.dtype)
+    """θ₀ + change, or the change alone without a base, rounded to the dtype of `like`. The change is used up."""
+    return (change if base is None else change.add_(base)).to(like.dtype)
 
 
 @systems(
@@ -69,7 +69,7 @@ def task_arithmetic_tensor(
     one = alone(given)
     if one is not None:
         return tensors[one].clone()
-    return onto(base, weighted_sum(vectors(tensors, base), given), tensors[0])
+    return onto(base, weighted_sum(tensors, given, base), tensors[0])
 
 
 @systems(

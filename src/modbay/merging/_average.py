@@ -7,10 +7,11 @@ Frankle, Dziugaite, Roy and Carbin, "Linear Mode Connectivity and the Lottery Ti
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..types import System, systems
-from ._models import State, each, weighing, weighted_sum
+from ._models import State, each, weighing, wide
 
 LAWS = "tests/test_merging.py::test_the_laws_of_merging"
 LINEAR = "tests/test_merging.py::test_an_average_is_mergekit_s_linear"
@@ -41,5 +42,25 @@ def average(
 
 def average_tensor(tensors: Sequence[Tensor], weights: Sequence[float] | None = None, normalise: bool = True) -> Tensor:
     """`average`, of the tensors of one name."""
-    given = weighing("average", weights, len(tensors), normalise or weights is None)
-    return weighted_sum(tensors, given).to(tensors[0].dtype)
+    weighing("average", weights, len(tensors), normalise or weights is None)
+    given = weighing("average", weights, len(tensors))
+    total = _sum(tensors, given)
+    if (normalise or weights is None) and (below := float(torch.tensor(given, dtype=total.dtype).sum())) != 1:
+        total.div_(below)
+    return total.to(tensors[0].dtype)
+
+
+def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ_i w_i θ_i, each product rounded before it is added, as mergekit has it: `weighted_sum` rounds once for both."""
+    live = [(t.to(wide(t)), w) for t, w in zip(tensors, weights, strict=True) if w]
+    if not live:
+        return torch.zeros_like(tensors[0], dtype=wide(tensors[0]))
+    (first, w), *others = live
+    if w == 1 and others:  # most often all are 1, and nothing need be multiplied
+        (second, v), *others = others
+        total = first + (second if v == 1 else second * v)
+    else:
+        total = first * w
+    for tensor, weight in others:
+        total += tensor if weight == 1 else tensor * weight
+    return total

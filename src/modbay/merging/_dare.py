@@ -6,6 +6,7 @@ Yu, Yu, Yu, Huang and Li, "Language Models are Super Mario", 2024 (arXiv 2311.03
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,25 +16,56 @@ from ._models import State, alone, each, one_of, share, weighing, weighted_sum
 from ._ties import resolve
 
 RESCALE = ("density", "l1", None)
+DRAWN = 1 << 16  # numbers: so many draws at a time lie in the cache
+
+
+def draw(n: int, density: float, seed: int, place: int = 0) -> Tensor:
+    """n independent bools, True with probability `density`, which follow from the seed and a model's place; on the CPU.
+
+    Sixteen random bits decide each, and where they are just at the bound, 53 more.
+    """
+    bits = np.random.SFC64(np.random.SeedSequence([seed, place]))
+    found = np.empty(n, dtype=bool)
+    bound = int(density * 65536)
+    for at in range(0, n, DRAWN):
+        part = found[at : at + DRAWN]
+        drawn = bits.random_raw(-(-len(part) // 4)).astype("<u8", copy=False).view("<u2")[: len(part)]
+        np.less(drawn, bound, out=part)
+        if bound < 65536 and len(edge := np.flatnonzero(drawn == bound)):
+            finer = (bits.random_raw(len(edge)) >> np.uint64(11)) * 2.0**-53
+            part[edge] = finer < density * 65536 - bound
+    return torch.from_numpy(found)
 
 
 def drop(
-    vector: Tensor, density: float, rescale: str | None = "density", generator: torch.Generator | None = None
+    vector: Tensor,
+    density: float,
+    rescale: str | None = "density",
+    generator: torch.Generator | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """m ⊙ τ / p, m ~ Bernoulli(p): its mean over draws is τ. Arguments as `dare`'s; drawn on the generator's device."""
+    """m ⊙ τ / p, m ~ Bernoulli(p): its mean over draws is τ. Arguments as `dare`'s; drawn on the generator's device.
+
+    mask: m, if it was drawn before (`draw`).
+    """
     share("dare", density)
     one_of("dare", "rescale", rescale, RESCALE)
     if density == 1:
         return vector
-    device = vector.device if generator is None else generator.device
-    mask = torch.full(vector.shape, density, device=device).bernoulli(generator=generator).to(vector.device)
-    kept = vector * mask
+    if mask is None:
+        device = vector.device if generator is None else generator.device
+        mask = torch.full(vector.shape, density, device=device).bernoulli(generator=generator)
+    kept = vector * mask.to(vector)
     if rescale == "density":
-        return kept / density
+        return kept.div_(density)
     if rescale == "l1":
-        before, after = vector.abs().sum(), kept.abs().sum()
-        return torch.where((before < 1e-7) | (after < 1e-7), kept, kept * (before / after))
+        return kept.mul_(factor(vector.abs().sum(), kept.abs().sum()))
     return kept
+
+
+def factor(before: Tensor, after: Tensor) -> Tensor:
+    """What makes Σ|m ⊙ τ| (after) Σ|τ| (before) again; 1 where one of them is next to nothing."""
+    return torch.where((before < 1e-7) | (after < 1e-7), torch.ones_like(before), before / after)
 
 
 @systems(
@@ -81,8 +113,9 @@ def dare(
     """
 
     def core(name: str, tensors: list[Tensor], start: Tensor | None) -> Tensor:
-        drawn = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        return dare_tensor(tensors, start, weights, density, scale, rescale, elect, weighted, mean, drawn)
+        return dare_tensor(
+            tensors, start, weights, density, scale, rescale, elect, weighted, mean, seed=named(seed, name)
+        )
 
     return each("dare", models, base, core)
 
@@ -98,12 +131,24 @@ def dare_tensor(
     weighted: bool = True,
     mean: str = "sum",
     generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> Tensor:
-    """`dare`, of the tensors of one name, drawn one after the other. generator: torch's own if None."""
+    """`dare`, of the tensors of one name. seed: of this name; if None they are drawn one after the other by torch.
+
+    generator: of these draws, torch's own if None.
+    """
     given = weighing("dare", weights, len(tensors))
     one = alone([scale * w for w in given])
     if one is not None and density == 1 and (elect is None or weighted):
         return tensors[one].clone()
-    dropped = [drop(d, density, rescale, generator) for d in vectors(tensors, base)]
+    dropped = []
+    for i, delta in enumerate(vectors(tensors, base)):
+        mask = None if seed is None or density == 1 else draw(delta.numel(), density, seed, i).view_as(delta)
+        dropped.append(drop(delta, density, rescale, generator, mask))
     mixed = weighted_sum(dropped, given) if elect is None else resolve(dropped, given, elect, weighted, mean)
-    return onto(base, scale * mixed, tensors[0])
+    return onto(base, mixed if scale == 1 else mixed.mul_(scale), tensors[0])
+
+
+def named(seed: int, name: str) -> int:
+    """The seed of one tensor's draws, whatever else is merged."""
+    return zlib.crc32(f"{seed} {name}".encode())

@@ -89,15 +89,21 @@ def weighing(method: str, weights: Sequence[float] | None, n: int, normalise: bo
     return [w / total for w in given] if normalise else given
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ_i w_i t_i, in float32 at least. What has no weight is not read, and a weight of 1 alone gives its tensor."""
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None = None) -> Tensor:
+    """Σ_i w_i t_i, or Σ_i w_i (t_i − base), in float32 at least; one difference is in memory at a time.
+
+    What has no weight is not read, and a weight of 1 alone gives its tensor.
+    """
+    kind = wide(tensors[0] if base is None else base)
+    start = None if base is None else base.to(kind)
     live = [(t, w) for t, w in zip(tensors, weights, strict=True) if w]
     if not live:
-        return torch.zeros_like(tensors[0], dtype=wide(tensors[0]))
+        return torch.zeros_like(tensors[0], dtype=kind)
+    of = lambda t: t.to(kind) if start is None else t.to(kind) - start
     (first, w), *others = live
-    total = first.to(wide(first)) * w
+    total = of(first) * w if start is None else of(first).mul_(w)
     for tensor, weight in others:
-        total = total.add(tensor.to(total.dtype), alpha=weight)  # in one pass
+        total.add_(of(tensor), alpha=weight)  # in one pass
     return total
 
 

@@ -4,7 +4,8 @@ Yadav, Tam, Choshen, Raffel and Bansal, "TIES-Merging: Resolving Interference Wh
 2306.01708).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,22 +18,98 @@ VOTES = ("mass", "count")
 MEANS = ("weights", "count", "sum", "max")
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where a task vector is trimmed: what is larger than `size` is kept, and what is as large up to a place.
+
+    last: the place in the flat tensor of the last entry of just that size that is kept; None if all of them are.
+    """
+
+    size: float
+    last: int | None = None
+
+
+def cut(parts: Callable[[], Iterable[Tensor]], n: int, density: float) -> Cut | None:
+    """Of the int(density · n) largest entries of a vector, which comes in parts, each time it is asked for.
+
+    None if all are kept. Of those that are as large as the smallest that is kept, the first are.
+    """
+    k = int(density * n)
+    if density >= 1 or n == 0:
+        return None
+    if k == 0:
+        return Cut(float("inf"), -1)
+    sizes, at = None, 0
+    for part in parts():
+        sizes = torch.empty(n, dtype=part.dtype, device=part.device) if sizes is None else sizes
+        torch.abs(part.detach().reshape(-1), out=sizes[at : at + part.numel()])
+        at += part.numel()
+    assert sizes is not None
+    size, more = _select(sizes, k)
+    if more is None:
+        return Cut(size)
+    at = 0
+    for part in parts():  # several are as large: the first `more` of them are kept
+        alike = (part.detach().abs() == size).flatten().nonzero().flatten()
+        if len(alike) >= more:
+            return Cut(size, at + int(alike[more - 1]))
+        more, at = more - len(alike), at + part.numel()
+    return Cut(size)  # not numbers, which are larger than all
+
+
+def _select(sizes: Tensor, k: int) -> tuple[float, int | None]:
+    """(the k-th largest, how many of its size are among the k largest, or None if all are); sizes are used up."""
+    if sizes.device.type == "cpu":
+        values = sizes.numpy()
+        values.partition(len(values) - k)  # in linear time, where torch sorts
+        size = values[len(values) - k]
+        alike = bool((values[: len(values) - k] == size).any())
+        return float(size), k - int((values[len(values) - k :] > size).sum()) if alike else None
+    size = sizes.kthvalue(len(sizes) - k + 1).values
+    more = k - int((sizes > size).sum())
+    return float(size), more if int((sizes == size).sum()) > more else None
+
+
+def trimmed(vector: Tensor, where: Cut | None, at: int = 0) -> Tensor:
+    """A task vector, or the part of it that begins at the place `at`, with 0 where it is trimmed."""
+    if where is None:
+        return vector
+    end = at + vector.numel()
+    if where.last is not None and at <= where.last < end - 1:
+        flat, middle = vector.reshape(-1), where.last + 1 - at
+        parts = [trimmed(flat[:middle], Cut(where.size)), trimmed(flat[middle:], Cut(where.size, -1))]
+        return torch.cat(parts).view_as(vector)
+    # It is 0 where |x| ≤ λ, in one pass: with the number below λ, where |x| < λ. What is not a number stays.
+    below = torch.tensor(where.size, dtype=vector.dtype)
+    if where.last is None or where.last >= end - 1:
+        below = torch.nextafter(below, torch.tensor(-1.0, dtype=vector.dtype))
+    return torch.nn.functional.hardshrink(vector, float(below))
+
+
 def trim(vector: Tensor, density: float, threshold: Tensor | float | None = None) -> Tensor:
     """True at the int(density · n) entries that are largest in size, or, with a threshold, at those not below it."""
     if threshold is not None:
         return vector.abs() >= threshold
-    if density >= 1:
+    return mask(vector, cut(lambda: [vector], vector.numel(), density))
+
+
+def mask(vector: Tensor, where: Cut | None, at: int = 0) -> Tensor:
+    """True where `trimmed` keeps."""
+    if where is None:
         return torch.ones_like(vector, dtype=torch.bool)
-    top = vector.abs().flatten().topk(int(density * vector.numel())).indices
-    return torch.zeros(vector.numel(), dtype=torch.bool, device=vector.device).index_fill(0, top, True).view_as(vector)
+    sizes = vector.abs()
+    if where.last is None:
+        return ~(sizes < where.size)
+    places = torch.arange(at, at + vector.numel(), device=vector.device).view_as(vector)
+    return ~(sizes <= where.size) | ((sizes == where.size) & (places <= where.last))
 
 
 def votes(deltas: Sequence[Tensor], weights: Sequence[float], elect: str, weighted: bool) -> Tensor:
     """Σ_i v_i ("mass") or Σ_i sign(v_i) ("count"), v_i = w_i τ_i, or τ_i if votes are not weighted."""
     total = torch.zeros_like(deltas[0])
     for delta, w in zip(deltas, weights, strict=True):
-        vote = delta * w if weighted else delta
-        total = total + (vote if elect == "mass" else vote.sign())
+        vote = delta * w if weighted and w != 1 else delta
+        total.add_(vote if elect == "mass" else vote.sign())
     return total
 
 
@@ -51,17 +128,24 @@ def resolve(
     one_of("ties", "elect", elect, VOTES)
     one_of("ties", "mean", mean, MEANS)
     cast = votes(deltas, weights, elect, weighted)
-    elected = torch.where(cast == 0, float(even), cast.sign())
+    # Signs are numbers, ±1, and not truths, which are slow: what agrees is above 0 when it is multiplied by its sign.
+    elected = torch.copysign(torch.ones_like(cast), cast)
+    if even != 1:
+        elected = torch.where(cast == 0, float(even), elected)
     total, divisor = torch.zeros_like(cast), torch.zeros_like(cast)
     for delta, w in zip(deltas, weights, strict=True):
-        part = delta * w
-        agrees = (part if weighted else delta).sign() == elected
-        part = part * agrees
-        total = torch.where(part.abs() > total.abs(), part, total) if mean == "max" else total + part
-        divisor = divisor + (agrees * w if mean == "weights" else agrees)
+        agrees = (delta * elected if not weighted or w == 1 else (delta * w).mul_(elected)).clamp_(min=0)
+        part = agrees if weighted or w == 1 else agrees * w
+        total = torch.where(part.abs() > total.abs(), part, total) if mean == "max" else total.add_(part)
+        if mean in ("weights", "count"):
+            divisor.add_(agrees.sign_(), alpha=w if mean == "weights" else 1)
+    total.mul_(elected)
     if mean in ("sum", "max"):
         return total
-    return total / (torch.where(divisor == 0, 1.0, divisor) if mean == "weights" else divisor.clamp(min=1))
+    least = min(weights) if mean == "weights" else 1.0
+    if least > 0:  # where nothing agrees the total is 0
+        return total.div_(divisor.clamp_(min=least))
+    return total.div_(torch.where(divisor == 0, 1.0, divisor))
 
 
 @systems(
@@ -132,22 +216,29 @@ def ties_tensor(
     elect: str = "mass",
     weighted: bool = True,
     mean: str = "weights",
-    cuts: Sequence[Tensor] | None = None,
+    cuts: Sequence[Tensor | Cut | None] | None = None,
     even: int = 1,
+    at: int = 0,
 ) -> Tensor:
     """`ties`, of the tensors of one name. cuts: the `thresholds` of all tensors together, one a model.
 
-    even: the sign where votes are even, 1 or −1.
+    even: the sign where votes are even, 1 or −1. With a `Cut` a model, tensors may be the parts of larger ones that
+    begin at the place `at`.
     """
     share("ties", density)
     given = weighing("ties", weights, len(tensors))
     deltas = vectors(tensors, base)
-    kept = [trim(d, density, None if cuts is None else cuts[i]) for i, d in enumerate(deltas)]
+    if cuts is None:
+        where = [cut(lambda d=d: [d], d.numel(), density) for d in deltas]
+    else:
+        where = [one if one is None or isinstance(one, Cut) else Cut(float(one)) for one in cuts]
     one = alone(given)
     if one is not None and scale == 1 and (weighted or len(tensors) == 1):
-        return torch.where(kept[one], tensors[one], torch.zeros_like(tensors[one]) if base is None else base)
-    trimmed = [d * k for d, k in zip(deltas, kept, strict=True)]
-    return onto(base, scale * resolve(trimmed, given, elect, weighted, mean, even), tensors[0])
+        kept = mask(deltas[one], where[one], at)
+        return torch.where(kept, tensors[one], torch.zeros_like(tensors[one]) if base is None else base)
+    small = [trimmed(d, c, at) for d, c in zip(deltas, where, strict=True)]
+    mixed = resolve(small, given, elect, weighted, mean, even)
+    return onto(base, mixed if scale == 1 else mixed.mul_(scale), tensors[0])
 
 
 def thresholds(models: Sequence[State], base: State | None, density: float) -> list[Tensor]:
