@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -617,30 +618,49 @@ def test_transformers_loads_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(tmp_path):
-    """After SIGKILL there is the right folder, or none that loads; and the same command ends with the right bytes."""
+@pytest.mark.parametrize("there", [False, True], ids=["new", "overwritten"])
+def test_killed_at_any_moment(tmp_path, there):
+    """SIGKILL at ten moments of the whole span leaves the right folder, or what was there, or none that loads."""
     big = lambda seed: {
         f"layers.{i}.w": torch.randn(512, 512, generator=torch.Generator().manual_seed(seed + i)) for i in range(40)
     }
     for seed, name in ((0, "a"), (100, "b")):
         write(tmp_path / name, big(seed), shards=4)
-    command = [sys.executable, "-m", "modbay", "merge", "a", "b", "--shard", "5MB", "--out", "ab"]
     a, b = read(tmp_path / "a"), read(tmp_path / "b")
-    rng, out, partial = random.Random(0), tmp_path / "ab", tmp_path / "ab.partial"
-    for moment in range(6):
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not partial.exists() and not out.exists():
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.15)
+    wanted, out, partial = {n: a[n] * 0.5 + b[n] * 0.5 for n in a}, tmp_path / "ab", tmp_path / "ab.partial"
+    go = lambda *more: [sys.executable, "-m", "modbay", "merge", "a", "b", "--shard", "5MB", "--out", "ab", *more]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    if there:
+        subprocess.run(go("--weight", "1,0"), check=True, **quiet)
+    spare, rng, span = tmp_path / "spare", random.Random(0), 0.0
+    for moment in range(-1, 10):  # the first is left alone, to know the span
+        for path in (partial, out, tmp_path / "ab.old"):
+            shutil.rmtree(path, ignore_errors=True)
+        if there and not spare.exists():
+            subprocess.run(go("--weight", "1,0"), check=True, **quiet)
+            shutil.copytree(out, spare)
+        elif there:
+            shutil.copytree(spare, out)
+        process = subprocess.Popen(go(*(["--overwrite"] if there else [])), **quiet)
+        while process.poll() is None and not partial.exists():
+            time.sleep(0.0005)
+        began = time.monotonic()
+        if moment < 0:
+            assert process.wait() == 0
+            span = time.monotonic() - began
+            continue
+        time.sleep((moment + rng.random()) / 10 * span)  # hashes and the change of names are in it, too
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if out.exists():
-            break
         assert not (partial / "config.json").exists() or (partial / "modbay_merge.json").exists(), moment
-    if not out.exists():
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    same(read(out), {name: (a[name] * 0.5 + b[name] * 0.5) for name in a})
-    assert not partial.exists()
+        for folder in (out, tmp_path / "ab.old", *([partial] if (partial / "config.json").exists() else [])):
+            if folder.exists():
+                found = read(folder)
+                same(found, a if there and torch.equal(found["layers.0.w"], a["layers.0.w"]) else wanted)
+        if moment % 3 == 0 and partial.exists():  # the same command goes on
+            subprocess.run(go(*(["--overwrite"] if there else [])), check=True, **quiet)
+            same(read(out), wanted)
+            assert not partial.exists()
 
 
 @pytest.mark.slow

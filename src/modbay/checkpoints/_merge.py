@@ -232,6 +232,8 @@ def _publish(partial: Path, out: Path) -> None:
         os.rename(partial, out)
         return
     old = out.with_name(out.name + ".old")
+    if (old / FILE).is_file():  # a merge was killed just here
+        shutil.rmtree(old)
     os.rename(out, old)
     try:
         os.rename(partial, out)
