@@ -75,7 +75,7 @@ def main() -> None:
 def compare(way: str, n: int, folder: Path, sides: dict, given: argparse.Namespace) -> dict:
     base = way not in ("linear", "slerp")
     call = {"way": way, "inputs": [str(folder / f"m{i}") for i in range(n + base)], "base": base}
-    verbs = {"copy": "modbay", "modbay": "modbay", "hashed": "modbay"}
+    verbs = {"copy": "modbay", "hashed": "modbay", "modbay": "modbay"}  # whose hashes are known then
     verbs |= {"mergekit": "mergekit"} if "mergekit" in sides else {}
     ran: dict[str, list] = {verb: [] for verb in verbs}
     for _ in range(given.rounds):
