@@ -236,6 +236,8 @@ def test_adapter_soups_run():
     assert len(mean) == 7 and np.isfinite(list(mean.values())).all()
     assert mean["best one, by the test"] <= mean["nearest"] + 1e-6
     assert mean["LoraHub, 16 rows"] < mean["base alone"]
+
+
 def test_every_way_of_merging_is_in_the_table(tmp_path):
     table = recipe("merge_table")
     folders = ["--cache", str(tmp_path / "cache"), "--page", str(tmp_path / "page.md")]
