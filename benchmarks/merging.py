@@ -3,11 +3,14 @@
     python benchmarks/merging.py [--mergekit PYTHON] [--models 2 4 8] [--rounds 5] [--json FILE] [--equal]
 
 PYTHON is an interpreter that has mergekit, which wants other versions: `pip install mergekit==0.1.5` in an environment
-of its own. A copy reads every input and writes one output of their size, with fsync, as modbay does and mergekit does
-not. Each side is one process, and imports are not counted. `hashed`: modbay when it reads all inputs for their SHA-256,
-as the first merge of a file does; `modbay`: when they are known. MiB: the peak of anonymous memory beyond the process'
-own after its imports. CPU ratios are of the least seconds, wall ratios of medians. --equal: the largest differences of
-the two outputs, too.
+of its own. A copy reads every input, read(), and writes one output of their size, write(); a chunked one goes through
+a buffer of 1 MiB. Both end with fsync, as modbay does and mergekit does not. Each run is a process of its own, as a
+user's is: it begins as a copy of one that has imported all and has merged two small checkpoints, so that no import is
+counted.
+`hashed`: modbay when it reads all inputs for their SHA-256, as the first merge of a file does; `modbay`: when they are
+known. MiB: the peak of anonymous memory beyond what the process had at first. CPU ratios are of the least seconds, wall
+ratios of medians. --equal: the largest differences of the two outputs, too; of DARE, whose draws differ, the shares of
+entries that moved, and how far.
 """
 
 import argparse
@@ -75,13 +78,19 @@ def main() -> None:
 def compare(way: str, n: int, folder: Path, sides: dict, given: argparse.Namespace) -> dict:
     base = way not in ("linear", "slerp")
     call = {"way": way, "inputs": [str(folder / f"m{i}") for i in range(n + base)], "base": base}
-    verbs = {"copy": "modbay", "hashed": "modbay", "modbay": "modbay"}  # whose hashes are known then
+    verbs = {
+        "copy": "modbay",
+        "chunked": "modbay",
+        "hashed": "modbay",
+        "modbay": "modbay",
+    }
     verbs |= {"mergekit": "mergekit"} if "mergekit" in sides else {}
     ran: dict[str, list] = {verb: [] for verb in verbs}
     for _ in range(given.rounds):
         for verb, side in verbs.items():
             if sum(one["seconds"] for one in ran[verb]) < given.patience:
                 out = folder / f"out-{verb}"
+                shutil.rmtree(out, ignore_errors=True)
                 ran[verb].append(sides[side].ask(call | {"verb": verb, "out": str(out)}))
                 if not (given.equal and verb in ("modbay", "mergekit")):
                     shutil.rmtree(out, ignore_errors=True)
@@ -99,7 +108,8 @@ def compare(way: str, n: int, folder: Path, sides: dict, given: argparse.Namespa
             f"{median['mergekit'] / median['modbay']:.1f} wall; hashed {least['mergekit'] / least['hashed']:.1f} CPU"
         )
     if given.equal and "mergekit" in ran:
-        said.append("largest difference: " + f"{difference(folder / 'out-modbay', folder / 'out-mergekit'):.2g}")
+        outs, base = (folder / "out-modbay", folder / "out-mergekit"), folder / "m0"
+        said.append(shares(*outs, base) if "dare" in way else f"largest difference: {difference(*outs)}")
     for verb in verbs:
         shutil.rmtree(folder / f"out-{verb}", ignore_errors=True)
     return {"way": way, "models": n, "ran": ran, "line": f"{way}, {n}: " + "\n    ".join(["", *said])}
@@ -115,27 +125,34 @@ class Side:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | more
         )
         self.said = json.loads(self.process.stdout.readline())
-        self.own = self.anonymous()
 
     def ask(self, call: dict) -> dict[str, float]:
         import select
 
+        answers = self.process.stdout
         print(json.dumps(call), file=self.process.stdin, flush=True)
-        most = 0.0
-        while not select.select([self.process.stdout], [], [], 0.005)[0]:
-            most = max(most, self.anonymous() - self.own)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{call}: its process ended")
-        return json.loads(line) | {"mib": most / 2**20}
+        pid = int(answers.readline())
+        own = most = anonymous(pid)
+        print(file=self.process.stdin, flush=True)  # go on
+        while not select.select([answers], [], [], 0.005)[0]:
+            most = max(most, anonymous(pid))
+        line = answers.readline()
+        if not line.startswith("{"):
+            raise RuntimeError(f"{call}: {line or 'its process ended'}")
+        return json.loads(line) | {"mib": (most - own) / 2**20}
 
-    def anonymous(self) -> float:
-        said = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
-        return float(said[1]) * 1024 if said else 0.0
+
+def anonymous(pid: int) -> float:
+    """Bytes."""
+    try:
+        said = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:  # it has ended
+        return 0.0
+    return float(said[1]) * 1024 if said else 0.0
 
 
 def serve() -> None:
-    """The other process: a call a line, the seconds of each back."""
+    """The other process: a call a line, for each of which it forks; its seconds back."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     import torch
@@ -151,16 +168,34 @@ def serve() -> None:
         merge, name = by_mergekit, "mergekit"
     from importlib.metadata import version
 
+    with tempfile.TemporaryDirectory() as where:  # what is imported late is imported now
+        small = [str(Path(where) / f"s{i}") for i in range(3)]
+        for i, folder in enumerate(small):
+            write(Path(folder), i, {**CONFIG, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 96})
+        for way in WAYS:
+            base = way not in ("linear", "slerp")
+            merge({"way": way, "inputs": small[: 2 + base], "base": base, "out": str(Path(where) / way)})
     said = {one: version(one) for one in (name, "torch", "safetensors")}
     print(json.dumps(said | {"python": sys.version.split()[0]}), file=answers, flush=True)
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         call = json.loads(line)
+        run = {"copy": copy, "chunked": chunked}.get(call["verb"], merge)
         if call["verb"] == "hashed":
             shutil.rmtree(Path(os.environ["XDG_CACHE_HOME"]) / "modbay", ignore_errors=True)
-        began, cpu = time.perf_counter(), time.process_time()
-        (copy if call["verb"] == "copy" else merge)(call)
-        took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-        print(json.dumps(took), file=answers, flush=True)
+        pid = os.fork()
+        if pid == 0:
+            print(os.getpid(), file=answers, flush=True)
+            sys.stdin.readline()
+            try:
+                began, cpu = time.perf_counter(), time.process_time()
+                run(call)
+                took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+                print(json.dumps(took), file=answers, flush=True)
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=answers, flush=True)
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
 
 
 def by_modbay(checkpoints, call: dict) -> None:
@@ -187,7 +222,22 @@ def by_mergekit(call: dict) -> None:
 
 
 def copy(call: dict) -> None:
-    """Every byte of the inputs is read; as many as one of them has are written."""
+    """Every file is read whole; as many bytes as one of them has are written."""
+    out = Path(call["out"])
+    out.mkdir(exist_ok=True)
+    with open(out / "copy", "wb", buffering=0) as made:
+        several = []
+        for name in call["inputs"]:
+            with open(Path(name) / "model.safetensors", "rb", buffering=0) as file:
+                several.append(file.read())
+        octets = memoryview(several[0])
+        while octets:  # one call writes 2 GiB at most
+            octets = octets[made.write(octets) :]
+        os.fsync(made.fileno())
+
+
+def chunked(call: dict) -> None:
+    """The same through a buffer that the processor's cache holds."""
     buffer, out = bytearray(CHUNK), Path(call["out"])
     out.mkdir(exist_ok=True)
     with open(out / "copy", "wb", buffering=0) as made:
@@ -199,15 +249,15 @@ def copy(call: dict) -> None:
         os.fsync(made.fileno())
 
 
-def write(folder: Path, seed: int) -> None:
-    """A Llama of 70 million numbers."""
+def write(folder: Path, seed: int, config: dict = CONFIG) -> None:
+    """A Llama of 70 million numbers, unless told."""
     import torch
     from safetensors.torch import save_file
 
     draw = torch.Generator().manual_seed(seed)
-    d, f, v = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
+    d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     shapes = {"model.embed_tokens.weight": (v, d), "lm_head.weight": (v, d), "model.norm.weight": (d,)}
-    for i in range(CONFIG["num_hidden_layers"]):
+    for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         shapes |= {f"{at}self_attn.{one}_proj.weight": (d, d) for one in "qkvo"}
         shapes |= {f"{at}mlp.gate_proj.weight": (f, d), f"{at}mlp.up_proj.weight": (f, d)}
@@ -216,16 +266,32 @@ def write(folder: Path, seed: int) -> None:
     folder.mkdir()
     made = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
     save_file(made, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def difference(one: Path, other: Path) -> float:
+def loaded(folder: Path) -> dict:
     from safetensors.torch import load_file
 
-    load = lambda folder: {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
-    mine, theirs = load(one), load(other)
+    return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
+
+
+def difference(one: Path, other: Path) -> str:
+    """The largest, and how many entries differ by more than rounding: TIES may keep another of two that are as large."""
+    mine, theirs = loaded(one), loaded(other)
     assert mine.keys() == theirs.keys()
-    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+    apart = [(mine[name] - theirs[name]).abs() for name in mine]
+    far, n = sum(int((t > 1e-5).sum()) for t in apart), sum(t.numel() for t in apart)
+    return f"{max(float(t.max()) for t in apart):.2g}; {far:,} of {n:,} entries differ by more than 1e-5"
+
+
+def shares(one: Path, other: Path, base: Path) -> str:
+    """What share of all entries stayed as the base has them, and how far the rest went: of both outputs."""
+    said, start = [], loaded(base)
+    for folder in (one, other):
+        moved = [(t - start[name]).flatten() for name, t in loaded(folder).items()]
+        n, kept = sum(len(t) for t in moved), sum(int(t.count_nonzero()) for t in moved)
+        said.append(f"{kept / n:.4f} moved, by {(sum(float(t.double().square().sum()) for t in moved) / n) ** 0.5:.4f}")
+    return f"modbay {said[0]}; mergekit {said[1]} (root mean square)"
 
 
 if __name__ == "__main__":

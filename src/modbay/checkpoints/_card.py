@@ -10,13 +10,16 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import torch
 import yaml
 
 from ..library._files import sha256
+from ..library._format import written_by
 from ._plan import Plan
 
 FILE = "modbay_merge.json"
@@ -84,14 +87,14 @@ def facts(plan: Plan, sums: Mapping[Path, str], command: str | None) -> dict[str
     }
 
 
+@cache
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("modbay", "torch", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    return {
+        "python": platform.python_version(),
+        "modbay": written_by(),
+        "torch": torch.__version__,
+        "safetensors": safetensors.__version__,
+    }
 
 
 def card(plan: Plan, said: Mapping[str, Any], title: str) -> str:

@@ -13,7 +13,7 @@ from ..errors import ConfigError, FileError, listed
 from ._expect import words
 from ._layers import split
 from ._merge import PIECE
-from ._methods import METHODS, RESCALE, Values
+from ._methods import METHODS, Values
 from ._plan import Plan, Step, prepare
 from ._read import Checkpoint, open_checkpoint
 from ._recipe import Recipe
@@ -174,25 +174,22 @@ def _tensor(plan: Plan, step: Step, start: Checkpoint | None, which: Sequence[in
     origin = start.tensor(name) if start is not None else None
     values = step.values if method.first is None else method.first(tensors, base, step.values)
     total = merging.Conflicts.none(len(which))
-    size = PIECE if method.piecewise else max(1, tensors[0].numel())
     flat = [None if t is None else t.view(-1) for t in (*tensors, base, origin)]
-    for at in range(0, tensors[0].numel(), size):
-        *own, below, begin = [None if t is None else t[at : at + size] for t in flat]
-        if not method.piecewise:  # DARE draws, and TIES cuts, of the tensor's own shape
-            *own, below, begin = [None if t is None else t.view(step.place.shape) for t in (*own, below, begin)]
-        total = total + _values(plan, step, values, own, below, begin, which)  # type: ignore[arg-type]
+    for at in range(0, tensors[0].numel(), PIECE):
+        *own, below, begin = [None if t is None else t[at : at + PIECE] for t in flat]
+        total = total + _values(plan, step, values, own, below, begin, which, at)  # type: ignore[arg-type]
     return total
 
 
 def _values(
     plan: Plan, step: Step, values: Values, tensors: Sequence[Tensor], base: Tensor | None, origin: Tensor | None,
-    which: Sequence[int],
+    which: Sequence[int], at: int,
 ) -> merging.Conflicts:  # fmt: skip
-    """Of some entries of one tensor, or all."""
+    """Of some entries of one tensor, which begin at the place `at`."""
     wide = torch.promote_types(step.place.dtype, torch.float32)
     tensors = [t.to(wide) for t in tensors]
     base = None if base is None else base.to(wide)
-    out = plan.method.run(tensors, base, values)
+    out = plan.method.run(tensors, base, values, at)
     begin = torch.stack(list(tensors)).mean(0) if origin is None else origin.to(wide)
     vectors = [tensors[i] - begin for i in which]
     weights, take = asked(values), PARTS.get(plan.recipe.method)
@@ -201,7 +198,7 @@ def _values(
         [weights[i] for i in which],
         merged=out - begin,
         base=begin,
-        parts=take(vectors, values) if take is not None else None,
+        parts=take(vectors, [values.found[i] for i in which], at) if take is not None else None,
         voting=plan.recipe.method in VOTING,
         rounded=out.to(step.place.dtype).to(wide) - begin if step.place.dtype != wide else None,
     )
@@ -214,17 +211,19 @@ def asked(values: Values) -> list[float]:
     return [float(values.whole.get("lambda", 1.0)) * w / (total if abs(total) >= 1e-8 else 1.0) for w in weights]
 
 
-def _trimmed(vectors: Sequence[Tensor], values: Values) -> list[Tensor]:
-    return [t * merging.trim(t, density) for t, density in zip(vectors, values.of("density"), strict=True)]
+def _trimmed(vectors: Sequence[Tensor], found: Sequence[Any], at: int) -> list[Tensor]:
+    return [merging.trimmed(t, cut, at) for t, cut in zip(vectors, found, strict=True)]
 
 
-def _drawn(vectors: Sequence[Tensor], values: Values) -> list[Tensor]:
-    """What the merge will draw, too: the same seed, in the same order."""
-    draws, rescale = values.generator(), RESCALE[values.whole["rescale"]]
-    return [merging.drop(t, density, rescale, draws) for t, density in zip(vectors, values.of("density"), strict=True)]
+def _drawn(vectors: Sequence[Tensor], found: Sequence[Any], at: int) -> list[Tensor]:
+    """What the merge draws."""
+    kept = [
+        t if mask is None else t * mask[at : at + len(t)].to(t) for t, (mask, _) in zip(vectors, found, strict=True)
+    ]
+    return [t * factor for t, (_, factor) in zip(kept, found, strict=True)]
 
 
-PARTS: dict[str, Callable[[Sequence[Tensor], Values], list[Tensor]]] = {
+PARTS: dict[str, Callable[[Sequence[Tensor], Sequence[Any], int], list[Tensor]]] = {
     "ties": _trimmed, "dare_linear": _drawn, "dare_ties": _drawn,
 }  # fmt: skip
 

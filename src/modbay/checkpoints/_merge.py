@@ -182,20 +182,21 @@ def pieces(plan: Plan, step: Step) -> Iterator[Tensor]:
     tensors = [one.tensor(name) for one in plan.sources]
     base = plan.base.tensor(name) if plan.base is not None else None
     everything = [*tensors, *([base] if base is not None else [])]
-    values = step.values if plan.method.first is None else plan.method.first(tensors, base, step.values)
+    if plan.method.first is not None:
+        step = replace(step, values=plan.method.first(tensors, base, step.values))
     at = 0
     for parts in zip(*(t.view(-1).split(PIECE) for t in everything), strict=True):
         own = parts[: len(tensors)]
-        yield _sound(plan, replace(step, values=replace(values, at=at)), own, None if base is None else parts[-1])
+        yield _sound(plan, step, own, None if base is None else parts[-1], at)
         at += len(parts[0])
 
 
-def _sound(plan: Plan, step: Step, tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
+def _sound(plan: Plan, step: Step, tensors: Sequence[Tensor], base: Tensor | None, at: int) -> Tensor:
     """The merged values, which must be finite unless all models have the same (a mask of −inf)."""
     assert step.values is not None
     if step.place.dtype != tensors[0].dtype:  # cores round to their first argument's type
         tensors = [t.to(torch.promote_types(step.place.dtype, torch.float32)) for t in tensors]
-    out = plan.method.run(tensors, base, step.values).to(step.place.dtype)
+    out = plan.method.run(tensors, base, step.values, at).to(step.place.dtype)
     total = out.sum(dtype=torch.promote_types(out.dtype, torch.float32))  # finite only if all are: one quick pass
     if not math.isfinite(float(total)) and not bool(out.isfinite().all()):
         alike = [*tensors, *([base] if base is not None else [])]

@@ -17,25 +17,24 @@ RESCALE = {True: "l1", False: None, "l1": "l1", "density": "density"}
 class Values:
     """Parameters for one tensor. each: one mapping a model; whole: for the merge; seed: of what is drawn for it.
 
-    found: what was found of whole tensors, one thing a model; at: the place where the piece begins that is merged.
+    found: what was found of whole tensors, one thing a model.
     """
 
     each: tuple[Mapping[str, Any], ...]
     whole: Mapping[str, Any]
     seed: int = 0
     found: tuple[Any, ...] = ()
-    at: int = 0
 
     def of(self, parameter: str) -> list[float]:
         return [float(one[parameter]) for one in self.each]
 
 
-Run = Callable[[Sequence[Tensor], Tensor | None, Values], Tensor]
+Run = Callable[[Sequence[Tensor], Tensor | None, Values, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """run(tensors, base, values) → tensor, of pieces of tensors, entry by entry.
+    """run(tensors, base, values, at) → tensor, of pieces of tensors that begin at one place, entry by entry.
 
     each: what parameters a model has, and their defaults; whole: the merge. vectors: it merges differences from a base,
     which therefore must be given. normalises: the weights' sum must not be 0 then. first(tensors, base, values) →
@@ -52,11 +51,11 @@ class Method:
     exactly: int | None = None
 
 
-def _linear(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Tensor:
+def _linear(tensors: Sequence[Tensor], base: Tensor | None, v: Values, at: int) -> Tensor:
     return merging.average_tensor(tensors, v.of("weight"), bool(v.whole["normalize"]))
 
 
-def _arithmetic(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Tensor:
+def _arithmetic(tensors: Sequence[Tensor], base: Tensor | None, v: Values, at: int) -> Tensor:
     weights, scale, normalise = v.of("weight"), float(v.whole["lambda"]), bool(v.whole["normalize"])
     return merging.task_arithmetic_tensor(tensors, base, weights, scale, normalise)
 
@@ -68,9 +67,9 @@ def _cuts(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Values:
     return replace(v, found=tuple(merging.cut(parts(t), t.numel(), density) for t, density in pairs))
 
 
-def _ties(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Tensor:
+def _ties(tensors: Sequence[Tensor], base: Tensor | None, v: Values, at: int) -> Tensor:
     more: dict[str, Any] = {"scale": float(v.whole["lambda"]), "mean": "weights" if v.whole["normalize"] else "sum"}
-    return merging.ties_tensor(tensors, base, v.of("weight"), **more, cuts=v.found, at=v.at)
+    return merging.ties_tensor(tensors, base, v.of("weight"), **more, cuts=v.found, at=at)
 
 
 def _draws(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Values:
@@ -93,7 +92,7 @@ def _draws(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Values:
 
 
 def _dare(elect: str | None) -> Run:
-    def run(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Tensor:
+    def run(tensors: Sequence[Tensor], base: Tensor | None, v: Values, at: int) -> Tensor:
         scale, weights, normalise = float(v.whole["lambda"]), v.of("weight"), bool(v.whole["normalize"])
         if elect is None and normalise and abs(total := sum(weights)) >= 1e-8:
             weights = [w / total for w in weights]
@@ -104,7 +103,7 @@ def _dare(elect: str | None) -> Run:
         for t, (mask, factor) in zip(tensors, v.found, strict=True):
             delta = t.to(start.dtype) - start
             if mask is not None:
-                delta.mul_(mask[v.at : v.at + len(t)].to(delta))
+                delta.mul_(mask[at : at + len(t)].to(delta))
             kept.append(delta.mul_(factor) if factor != 1 else delta)
         if elect is None:
             change = merging.task_arithmetic_tensor(kept, None, weights, scale)
@@ -134,7 +133,7 @@ def _arc(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Values:
     return replace(v, each=({"weight": a}, {"weight": b}))
 
 
-def _slerp(tensors: Sequence[Tensor], base: Tensor | None, v: Values) -> Tensor:
+def _slerp(tensors: Sequence[Tensor], base: Tensor | None, v: Values, at: int) -> Tensor:
     return merging.task_arithmetic_tensor(tensors, None, v.of("weight"))  # their weighted sum, in one pass for each
 
 

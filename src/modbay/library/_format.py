@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,6 +22,7 @@ FORMAT = 1
 RESERVED = ({"class", "module", "arguments"}, {"tensor", "dtype", "shape"}, {"float"}, {"dtype"})
 
 
+@cache
 def written_by() -> str:
     """The version of modbay, for the files that it writes."""
     try:

@@ -6,6 +6,7 @@ Frankle, Dziugaite, Roy and Carbin, "Linear Mode Connectivity and the Lottery Ti
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -45,9 +46,15 @@ def average_tensor(tensors: Sequence[Tensor], weights: Sequence[float] | None = 
     weighing("average", weights, len(tensors), normalise or weights is None)
     given = weighing("average", weights, len(tensors))
     total = _sum(tensors, given)
-    if (normalise or weights is None) and (below := float(torch.tensor(given, dtype=total.dtype).sum())) != 1:
+    if (normalise or weights is None) and (below := _added(tuple(given), total.dtype)) != 1:
         total.div_(below)
     return total.to(tensors[0].dtype)
+
+
+@lru_cache(maxsize=64)
+def _added(weights: tuple[float, ...], dtype: torch.dtype) -> float:
+    """Σ_i w_i, rounded as the tensors are; a checkpoint asks a thousand times."""
+    return float(torch.tensor(weights, dtype=dtype).sum())
 
 
 def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
