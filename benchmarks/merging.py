@@ -276,7 +276,7 @@ def loaded(folder: Path) -> dict:
 
 
 def difference(one: Path, other: Path) -> str:
-    """The largest, and how many entries differ by more than rounding: TIES may keep another of two that are as large."""
+    """The largest, and how many differ by more than rounding: TIES may keep another of two that are as large."""
     mine, theirs = loaded(one), loaded(other)
     assert mine.keys() == theirs.keys()
     apart = [(mine[name] - theirs[name]).abs() for name in mine]
