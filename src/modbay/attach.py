@@ -232,10 +232,18 @@ class Bay:
         """Remove a module and its parameters; the others are untouched."""
         index = self._part(name)
         self.fitting.unplug(index, name)
+        self._forget(name)
         if isinstance(self.state.chosen, Routing):
             self.state.chosen = self._without(self.state.chosen, index)
         self.fitting.rebuild()
         return self
+
+    def _forget(self, name: str, new: str | None = None) -> None:
+        """What is known of a module goes with it, or with its new name."""
+        for known in (self.state.foreign, self.state.about):
+            if name in known:
+                said = known.pop(name)
+                known.update({} if new is None else {new: said})
 
     def _without(self, chosen: Routing, index: int) -> Routing | None:
         """The route that was set, after a module left: None if that module was in it."""
@@ -282,6 +290,7 @@ class Bay:
             parts = modular.parts._modules
             modular.parts._modules = {new if key == old else key: part for key, part in parts.items()}
         self._rename_in_routers(old, new)
+        self._forget(old, new)
         return self
 
     def _rename_in_routers(self, old: str, new: str) -> None:
@@ -324,6 +333,7 @@ class Bay:
         """Draw modules anew, in place: optimisers keep their references."""
         for name in names or self.names():
             index = self._part(name)
+            self._forget(name)
             by_kind: dict[int, tuple[Kind, list[Modular]]] = {}
             for modular in self.modulars.values():
                 part = modular.order[index]
@@ -412,9 +422,20 @@ class Bay:
         self.session.shown = shown
         return self
 
-    def save(self, folder: str | Path, *names: str) -> Path:
-        """Write FOLDER/<bay>/: the bay and all its modules, or only those named; the others are not touched."""
-        return library.save(folder, self.fitting, *names)
+    def save(self, folder: str | Path, *names: str, about: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
+        """Write FOLDER/<bay>/: the bay and all its modules, or only those named; the others are not touched.
+
+        about: what to keep of a module beside its tensors, by its name; all of it may be left out:
+
+            bay.save("library", about={"en": {
+                "labels": {"language": ["en"]}, "metrics": {"accuracy": 0.93}, "licence": "CC-BY-4.0", "notes": "…",
+                "data": [{"name": "mail.csv", "sha256": "…", "rows": 1200}], "parents": [], "embedding": [0.1, …],
+            }})
+
+        It is kept when the module is loaded and saved again; of one that learned more since, labels and licence are,
+        and what it was made of becomes its parent.
+        """
+        return library.save(folder, self.fitting, *names, about=about)
 
     def load(
         self, folder: str | Path, *names: str, add: bool = False, base: str = "same", allow_nan: bool = False

@@ -42,6 +42,7 @@ class BayState:
     add_losses: bool = True
     folded: Any = None  # what `fold` needs to undo itself, while the base's weights hold the modules
     foreign: dict[str, str] = field(default_factory=dict)  # modules loaded onto another base than theirs: its digest
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the files of modules say of them
 
 
 class Session:

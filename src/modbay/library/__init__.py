@@ -1,9 +1,12 @@
 """Modules as files: the format, the fingerprint of the base, reading and writing."""
 
 from ._doors import export as export
+from ._content import content as content
 from ._fingerprint import fingerprint as fingerprint
 from ._load import Plan as Plan
 from ._load import load as load
 from ._load import making as making
 from ._load import plans as plans
+from ._schema import json_schema as json_schema
+from ._schema import schema_text as schema_text
 from ._write import save as save

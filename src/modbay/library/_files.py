@@ -35,10 +35,10 @@ def inside(folder: Path, *names: str) -> Path:
     return path
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the file, and put it in its place when it is safely on disk."""
+def _replace(path: Path, write: Callable[[Path], Any], named: Callable[[Path], Path] | None = None) -> Path:
+    """Write beside the file, and put it in its place when it is safely on disk: `path`, or what `named` makes of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = aside(path)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; safetensors writes for the owner alone
@@ -46,11 +46,23 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        path = path if named is None else named(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name, too, must outlive a crash
-        directory = os.open(path.parent, os.O_RDONLY)
+    settle(path.parent)
+    return path
+
+
+def aside(path: Path) -> Path:
+    """A name beside a file or folder for what is being written: nothing that reads a folder takes it for anything."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def settle(folder: Path) -> None:
+    """New names in a folder, too, must outlive a crash."""
+    if os.name == "posix":
+        directory = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
@@ -62,14 +74,45 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     _replace(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file; returns its SHA-256."""
+def write_pair(tensors_at: Path, record_at: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and what says of them as one: whenever this is cut short, both are the old or both are the new.
+
+    The new tensors lie beside the old, under a name made of their SHA-256, until the record that has it is in place:
+    that is the moment. Whoever reads looks there first (`at_hand`). One writer at a time: hold the folder's lock.
+    """
+    if not tensors:
+        write_json(record_at, {**record, "empty": True})
+        tensors_at.unlink(missing_ok=True)  # of a router that had something to keep
+        return
     own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    found: list[str] = []
+
+    def named(temporary: Path) -> Path:
+        found.append(sha256(temporary))
+        return pending(tensors_at, found[0])
+
     try:
-        _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt"}))
+        new = _replace(tensors_at, lambda temporary: save_file(own, temporary, {"format": "pt"}), named)
     except SafetensorError as error:  # a full disk, say
-        raise OSError(0, str(error), str(path)) from None
-    return sha256(path)
+        raise OSError(0, str(error), str(tensors_at)) from None
+    try:
+        write_json(record_at, {**record, "sha256": found[0]})
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    os.replace(new, tensors_at)
+    settle(tensors_at.parent)
+
+
+def pending(path: Path, digest: str) -> Path:
+    """Where tensors lie that will be `path`, once the record beside them says so."""
+    return path.with_name(f".{path.name}.{digest[:16]}")
+
+
+def at_hand(path: Path, record: Mapping[str, Any]) -> Path:
+    """Where the tensors of a record are: in their file, or beside it, if their writer was cut short."""
+    new = pending(path, record["sha256"]) if "sha256" in record else path
+    return new if new.exists() else path
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ from ._foreign import Foreign
 from ._format import describe
 from ._places import find_places, site_record
 from ._read import BayFile, ModuleFile, fill, find_bays, fits, read_bay, read_module, whole
-from ._write import bay_tensors, described, module_tensors, unfolded
+from ._write import bay_tensors, described, module_tensors, remember, unfolded
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,6 +334,8 @@ def _mark(fitting: Fitting, file: ModuleFile, foreign: Mapping[str, str], new: b
         for tensor in module_tensors(fitting, file.name).values():
             tensor.requires_grad_(False)
     fitting.state.foreign.pop(file.name, None)
+    fitting.state.about.pop(file.name, None)
+    remember(fitting.state, file.name, file.record, True)
     if file.name in foreign:
         fitting.state.foreign[file.name] = foreign[file.name]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..abstract import Aggregator, Kind, Router
 from ..errors import FileError, listed
-from ._files import inside, read_json, read_tensors, refuse_pickle, sha256
+from ._files import at_hand, inside, read_json, read_tensors, refuse_pickle, sha256
 from ._format import FORMAT, make
 from ._schema import check
 
@@ -81,8 +81,7 @@ def find_bays(folder: str | Path, allow_nan: bool = False) -> list[BayFile]:
 def read_bay(folder: str | Path, name: str, allow_nan: bool = False, only: Sequence[str] | None = None) -> BayFile:
     """One bay with all the modules that it lists, or only some."""
     path = inside(Path(folder), name)
-    record = checked(inside(path, "bay.json"))
-    tensors = _tensors(inside(path, "bay.safetensors"), record, allow_nan)
+    record, tensors = _pair(inside(path, "bay.json"), inside(path, "bay.safetensors"), allow_nan)
     if len(set(record["modules"])) < len(record["modules"]):
         raise FileError(f"{path}/bay.json lists a module twice: {record['modules']}.")
     modules = {module: read_module(path, module, allow_nan) for module in (record["modules"] if only is None else only)}
@@ -94,13 +93,27 @@ def read_module(path: Path, name: str, allow_nan: bool = False) -> ModuleFile:
     folder = inside(path, name)
     if not folder.is_dir():
         raise FileError(f"{path} has no module {name!r}: there is no folder of that name.")
-    record = checked(inside(path, name, "module.json"))
+    record, tensors = _pair(inside(path, name, "module.json"), inside(path, name, "module.safetensors"), allow_nan)
     for site, said in record["sites"].items():
         if said["kind"] not in range(len(record["kinds"])):
             raise FileError(
                 f"{folder}/module.json: site {site!r} says no kind of the {len(record['kinds'])} in the file."
             )
-    return ModuleFile(name, folder, record, _tensors(inside(path, name, "module.safetensors"), record, allow_nan))
+    return ModuleFile(name, folder, record, tensors)
+
+
+def _pair(record_at: Path, tensors_at: Path, allow_nan: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A record and its tensors; both again, if someone wrote new ones meanwhile."""
+    while True:
+        record = checked(record_at)
+        try:
+            tensors, wrong = _tensors(tensors_at, record, allow_nan), None
+        except FileError as error:
+            tensors, wrong = {}, error
+        if read_json(record_at) == record:
+            if wrong is not None:
+                raise wrong
+            return record, tensors
 
 
 def checked(path: Path) -> dict[str, Any]:
@@ -118,9 +131,9 @@ def checked(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path, record: Mapping[str, Any], allow_nan: bool) -> dict[str, Tensor]:
     """The tensors that a record goes with, by every name, finite; they must be the ones that it was written with."""
-    if "sha256" not in record and not path.exists():
+    if record.get("empty") or ("sha256" not in record and not path.exists()):
         return {}
-    tensors = read_tensors(path)
+    tensors = read_tensors(at_hand(path, record))
     for alias, key in record["shared"].items():
         if key not in tensors or alias in tensors:
             raise FileError(
@@ -142,7 +155,7 @@ def _tensors(path: Path, record: Mapping[str, Any], allow_nan: bool) -> dict[str
 
 def whole(path: Path, record: Mapping[str, Any]) -> None:
     """Raise FileError if the tensors are not those that the record was written with."""
-    if "sha256" in record and sha256(path) != record["sha256"]:
+    if "sha256" in record and sha256(at_hand(path, record)) != record["sha256"]:
         raise FileError(
             f"{path} is not the file that the JSON beside it was written with (its SHA-256 differs): changed, "
             f"damaged, or a save that was cut short. Copy both again; if it was changed on purpose, delete 'sha256'."

@@ -1,7 +1,8 @@
-"""What the JSON of format 1 must look like, and where it does not."""
+"""What the JSON of format 1 must look like, where it does not, and the same as a JSON Schema."""
 
+import json
+import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from ..errors import FileError
 
 NOTHING = type(None)
 LINE = re.compile(r"\w+ [0-9a-f]+ [0-9a-f]+")  # a tensor of the base: dtype, raw, canonical
+HASH = re.compile(r"[0-9a-f]{64}")  # SHA-256
+WORDS = {LINE: "a dtype and two digests", HASH: "a SHA-256, 64 hexadecimal digits"}
 
-# A type, or several; [of each item]; {str: of each value}; {key: of its value}, with "?" where it may be absent.
+# A type, or several; a pattern; [of each item]; {str: of each value}; {key: of its value}, with "?" where it may be
+# absent. Other keys are let be: what a later modbay adds does not stop this one.
 PART = {"class": str, "module": str, "arguments": {str: object}}
 SITE = {
     "form": str, "inputs": (int, NOTHING), "outputs": (int, NOTHING),
@@ -18,16 +22,22 @@ SITE = {
 }  # fmt: skip
 BASE = {
     "class": str, "name": (str, NOTHING), "revision": (str, NOTHING), "learned": [str],
-    "dtypes": [str], "digest": str, "canonical": str, "tensors?": {str: lambda line: bool(LINE.fullmatch(str(line)))},
+    "dtypes": [str], "digest": str, "canonical": str, "tensors?": {str: LINE},
+}  # fmt: skip
+NUMBER = (int, float)
+ABOUT = {
+    "labels?": {str: [str]}, "metrics?": {str: NUMBER},
+    "data?": [{"name": str, "sha256?": HASH, "rows?": int, "split?": str}],
+    "parents?": [HASH], "licence?": str, "notes?": str, "embedding?": [NUMBER],
 }  # fmt: skip
 MODULE = {
     "kinds": [PART], "sites": {str: {"kind": int, **SITE}}, "shared": {str: str}, "frozen": bool, "base": BASE,
-    "sha256?": str, "made_on?": str,
+    "sha256?": HASH, "made_on?": str, "dtype?": (str, list), "content?": HASH, "about?": ABOUT,
 }  # fmt: skip
 BAY = {
     "position": int, "modules": [str], "names": [str], "router": {"per_site": bool, **PART},
     "aggregator": {"per_site": bool, **PART}, "sometimes": bool, "add_losses": bool, "sites": {str: SITE},
-    "shared": {str: str}, "base": {"tensors": {str: object}, **BASE}, "sha256?": str,
+    "shared": {str: str}, "base": {"tensors": {str: object}, **BASE}, "sha256?": HASH, "empty?": bool,
 }  # fmt: skip
 
 
@@ -59,9 +69,60 @@ def wrong(value: Any, shape: Any, where: str):
         else:
             for i, item in enumerate(value):
                 yield from wrong(item, shape[0], f"{where}[{i}]")
-    elif isinstance(shape, (type, tuple)):
+    elif isinstance(shape, re.Pattern):
+        if not isinstance(value, str) or not shape.fullmatch(value):
+            yield where, value, WORDS[shape]
+    else:
         types = shape if isinstance(shape, tuple) else (shape,)
         if not isinstance(value, types) or (isinstance(value, bool) and not {bool, object} & set(types)):
             yield where, value, " or ".join("null" if t is NOTHING else t.__name__ for t in types)
-    elif isinstance(shape, Callable) and not shape(value):
-        yield where, value, "a dtype and two digests"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield where, value, "a finite number"
+
+
+JSON = {
+    str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"},
+    NOTHING: {"type": "null"}, list: {"type": "array"}, object: {},
+}  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """The tables above as a JSON Schema (draft 2020-12): of module.json, and of bay.json."""
+    head = {"format": int, "modbay?": str, "created?": str, "bay?": str}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "modbay, format 1: module.json and bay.json",
+        "anyOf": [{"$ref": "#/$defs/module"}, {"$ref": "#/$defs/bay"}],
+        "$defs": {"module": as_schema(head | {"module?": str, **MODULE}), "bay": as_schema(head | BAY)},
+    }
+
+
+def schema_text() -> str:
+    """The schema for the eye: a line a key of a record."""
+    said = json_schema()
+    line = lambda value: json.dumps(value, ensure_ascii=False)
+    out = [f"  {line(key)}: {line(value)}" for key, value in said.items() if key != "$defs"]
+    defs = []
+    for name, table in said["$defs"].items():
+        rows = ",\n".join(f"        {line(key)}: {line(value)}" for key, value in table["properties"].items())
+        head = f'      "type": "object", "required": {line(table["required"])},'
+        defs.append(f'    {line(name)}: {{\n{head}\n      "properties": {{\n{rows}\n      }}\n    }}')
+    return "{\n" + ",\n".join(out) + ',\n  "$defs": {\n' + ",\n".join(defs) + "\n  }\n}"
+
+
+def as_schema(shape: Any) -> dict[str, Any]:
+    """One table, or one entry of it."""
+    if isinstance(shape, dict) and str in shape:
+        return {"type": "object", "additionalProperties": as_schema(shape[str])}
+    if isinstance(shape, dict):
+        # A key with "?" and the same without: the latter is the stricter.
+        inner = {key.removesuffix("?"): as_schema(value) for key, value in shape.items()}
+        return {"type": "object", "required": [k for k in shape if not k.endswith("?")], "properties": inner}
+    if isinstance(shape, list):
+        return {"type": "array", "items": as_schema(shape[0])}
+    if isinstance(shape, re.Pattern):
+        return {"type": "string", "pattern": f"^{shape.pattern}$"}
+    if isinstance(shape, tuple):
+        names = [JSON[t]["type"] for t in shape]
+        return {"type": "number" if names == ["integer", "number"] else names}
+    return JSON[shape]

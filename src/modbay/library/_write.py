@@ -11,20 +11,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..abstract import Kind
-from ..core import Session
+from ..core import BayState, Session
 from ..errors import BaseMismatch, BayError, FileError, listed
 from ..seams import Fitting
-from ._files import inside, read_json, write_json, write_tensors
+from ._about import About, remembered, told
+from ._content import content
+from ._files import inside, read_json, write_json, write_pair
 from ._fingerprint import fingerprint
 from ._format import FORMAT, describe, written_by
+from ._locks import locked
 from ._places import site_record
 
 
-def save(folder: str | Path, fitting: Fitting, *names: str) -> Path:
+def save(folder: str | Path, fitting: Fitting, *names: str, about: About | None = None) -> Path:
     """Write the bay and its modules, or only those named, and return the bay's folder.
 
-    Modules that are not named are not touched, on disk or in the listing. Raises BayError for an unknown name or while
-    something is folded, BaseMismatch if the folder holds modules of another base, FileError for what can't be written.
+    Modules that are not named are not touched, on disk or in the listing. Each module is the old or the new, whenever
+    this is cut short. Raises BayError for an unknown name or while something is folded, BaseMismatch if the folder
+    holds modules of another base, FileError for what can't be written.
     """
     state, own = fitting.state, fitting.state.inventory.names
     unknown = [name for name in names if name not in own]
@@ -32,25 +36,34 @@ def save(folder: str | Path, fitting: Fitting, *names: str) -> Path:
         raise BayError(f"save({', '.join(map(repr, names))}): bay {state.name!r} has no modules {listed(unknown)}.")
     unfolded(fitting.session, "save")
     base = fingerprint(fitting.model)
+    chosen = [name for name in own if name in names] if names else list(own)
+    said = told(about, chosen)
     path = inside(Path(folder), state.name)
-    before = read_json(inside(path, "bay.json")) if names and (path / "bay.json").exists() else None
-    if before is not None and before.get("base", {}).get("digest") != base["digest"]:
-        raise BaseMismatch(
-            f"{path} holds modules that were made on another base ({before.get('base', {}).get('digest')}) than this "
-            f"one ({base['digest']}): save {listed(names)} into a folder of their own."
-        )
-    chosen = [name for name in own if name in names] if names else own
     records = [
-        (name, *_module(fitting, name, base)) for name in chosen
+        (name, *_module(fitting, name, base, said.get(name, {}))) for name in chosen
     ]  # what can't be written raises before anything is
     head = _bay(fitting, base, chosen)
-    for name, record, tensors in records:
-        _write(inside(path, name, "module.safetensors"), inside(path, name, "module.json"), record, tensors)
-    if before is None:
-        _write(inside(path, "bay.safetensors"), inside(path, "bay.json"), *head)
-    elif new := [name for name in chosen if name not in before["modules"]]:
-        write_json(inside(path, "bay.json"), {**before, "modules": [*before["modules"], *new]})
+    with locked(path):
+        before = read_json(inside(path, "bay.json")) if names and (path / "bay.json").exists() else None
+        if before is not None and before.get("base", {}).get("digest") != base["digest"]:
+            raise BaseMismatch(
+                f"{path} holds modules that were made on another base ({before.get('base', {}).get('digest')}) than "
+                f"this one ({base['digest']}): save {listed(names)} into a folder of their own."
+            )
+        for name, record, tensors in records:
+            write_pair(inside(path, name, "module.safetensors"), inside(path, name, "module.json"), record, tensors)
+            remember(state, name, record, False)
+        if before is None:
+            write_pair(inside(path, "bay.safetensors"), inside(path, "bay.json"), *head)
+        elif new := [name for name in chosen if name not in before["modules"]]:
+            write_json(inside(path, "bay.json"), {**before, "modules": [*before["modules"], *new]})
     return path
+
+
+def remember(state: BayState, name: str, record: Mapping[str, Any], loaded: bool) -> None:
+    """Keep what a module's file says of it, for the next save."""
+    if "content" in record:
+        state.about[name] = {"content": record["content"], "about": record.get("about", {}), "loaded": loaded}
 
 
 def unfolded(session: Session, verb: str) -> None:
@@ -60,21 +73,14 @@ def unfolded(session: Session, verb: str) -> None:
         raise BayError(f"{verb}: bay {listed(folded)} is folded into the base's weights: unfold it first.")
 
 
-def _write(tensors_at: Path, record_at: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """The tensors, then what says which tensors: cut between the two, the digest tells."""
-    if tensors:
-        record = {**record, "sha256": write_tensors(tensors_at, tensors)}
-    write_json(record_at, record)
-    if not tensors:
-        tensors_at.unlink(missing_ok=True)  # of a router that had something to keep
-
-
 def _head(**what: str) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"format": FORMAT, "modbay": written_by(), "created": now, **what}
 
 
-def _module(fitting: Fitting, name: str, base: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _module(
+    fitting: Fitting, name: str, base: Mapping[str, Any], about: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(module.json, the tensors) of one module."""
     said: list[dict[str, Any]] = []
     number: dict[int, int] = {}
@@ -102,8 +108,10 @@ def _module(fitting: Fitting, name: str, base: Mapping[str, Any]) -> tuple[dict[
         "frozen": not learning,
         "base": {key: value for key, value in base.items() if key != "tensors"},
     }
+    record["content"] = content(record, tensors)
+    about = remembered(fitting.state.about.get(name), record["content"]) | about
     elsewhere = fitting.state.foreign.get(name)
-    return record | ({"made_on": elsewhere} if elsewhere else {}), tensors
+    return record | ({"about": about} if about else {}) | ({"made_on": elsewhere} if elsewhere else {}), tensors
 
 
 def _bay(fitting: Fitting, base: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
