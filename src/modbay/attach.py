@@ -240,7 +240,8 @@ class Bay:
 
     def _forget(self, name: str, new: str | None = None) -> None:
         """What is known of a module goes with it, or with its new name."""
-        for known in (self.state.foreign, self.state.about):
+        several: list[dict[str, Any]] = [self.state.foreign, self.state.about]
+        for known in several:
             if name in known:
                 said = known.pop(name)
                 known.update({} if new is None else {new: said})

@@ -1,7 +1,7 @@
 """Modules as files: the format, the fingerprint of the base, reading and writing."""
 
-from ._doors import export as export
 from ._content import content as content
+from ._doors import export as export
 from ._fingerprint import fingerprint as fingerprint
 from ._load import Plan as Plan
 from ._load import load as load

@@ -74,6 +74,15 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     _replace(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], named: Callable[[Path], Path] | None = None) -> Path:
+    """Write a safetensors file."""
+    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    try:
+        return _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt"}), named)
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(0, str(error), str(path)) from None
+
+
 def write_pair(tensors_at: Path, record_at: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write tensors and what says of them as one: whenever this is cut short, both are the old or both are the new.
 
@@ -84,17 +93,13 @@ def write_pair(tensors_at: Path, record_at: Path, record: Mapping[str, Any], ten
         write_json(record_at, {**record, "empty": True})
         tensors_at.unlink(missing_ok=True)  # of a router that had something to keep
         return
-    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     found: list[str] = []
 
     def named(temporary: Path) -> Path:
         found.append(sha256(temporary))
         return pending(tensors_at, found[0])
 
-    try:
-        new = _replace(tensors_at, lambda temporary: save_file(own, temporary, {"format": "pt"}), named)
-    except SafetensorError as error:  # a full disk, say
-        raise OSError(0, str(error), str(tensors_at)) from None
+    new = write_tensors(tensors_at, tensors, named)
     try:
         write_json(record_at, {**record, "sha256": found[0]})
     except BaseException:

@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # not on Windows: there two writers in one folder must take turns by themselves
-    fcntl = None  # type: ignore[assignment]
+    fcntl: Any = None
 
 
 @contextmanager

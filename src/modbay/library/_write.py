@@ -79,7 +79,7 @@ def _head(**what: str) -> dict[str, Any]:
 
 
 def _module(
-    fitting: Fitting, name: str, base: Mapping[str, Any], about: Mapping[str, Any]
+    fitting: Fitting, name: str, base: Mapping[str, Any], about: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(module.json, the tensors) of one module."""
     said: list[dict[str, Any]] = []
