@@ -1,20 +1,30 @@
 """The library of modules on disk: what a record keeps, a folder of many, its commands, and what a crash leaves."""
 
 import copy
+import fnmatch
+import inspect
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import modbay as mb
+from modbay.cli import app
 from modbay.errors import FileError
-from modbay.library import json_schema, schema_text
+from modbay.library import Library, _index, json_schema, schema_text
+from modbay.library._locks import locked
+
+yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).parents[1]
 FORMAT1 = Path(__file__).parent / "fixtures" / "format1"
@@ -188,6 +198,417 @@ def test_the_schema_is_in_the_docs():
         assert set(known["required"]) <= set(json.loads(example.read_text())) <= set(known["properties"])
 
 
+# A folder of many
+
+
+def call(*args: object, code: int = 0) -> str:
+    """What a command printed; on standard error if it was to fail."""
+    result = CliRunner().invoke(app, ["library", *map(str, args)])
+    assert result.exit_code == code, result.output
+    return result.stderr if code and result.stderr else result.stdout
+
+
+def said(*args: object, code: int = 0) -> Any:
+    return json.loads(call(*args, "--json", code=code))
+
+
+@pytest.fixture
+def runs(net, tmp_path) -> Path:
+    """A run's folder with the bays "language" (en, de) and "task" (ner)."""
+    bay = attached(net, "en", "de", bay="language")
+    about = {
+        "en": {**ABOUT, "labels": {"language": ["en"]}},
+        "de": {"labels": {"language": ["de"]}, "metrics": {"accuracy": 0.71}, "embedding": [1, 0, 0]},
+    }
+    bay.save(tmp_path / "runs", about=about)
+    mb.attach(net, at="trunk.2", modules={"ner": mb.Bottleneck(2)}, name="task").save(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def lib(runs, tmp_path, monkeypatch) -> Library:
+    """A library with all of it, at $MODBAY_LIBRARY."""
+    monkeypatch.setenv("MODBAY_LIBRARY", str(tmp_path / "library"))
+    made = Library(tmp_path / "library")
+    made.add(runs)
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that is in a folder, but for the cache."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".index" not in path.parts
+    }
+
+
+def test_add_and_list(lib, runs, net):
+    assert [one.name for one in lib.entries()] == ["language/de", "language/en", "task/ner"]
+    assert lib.verify() == lib.verify("language/en") == []
+    assert lib.add(runs) == {one.name: one.content for one in lib.entries()}  # what is there is left alone
+    assert files(lib.folder).keys() == files(runs).keys()
+    bays = mb.load(copy.deepcopy(Net()), lib.folder, base="any")  # a library is a folder of bays
+    assert bays["language"].names() == ["en", "de"] and bays["task"].names() == ["ner"]
+    alone = lib.add(runs / "language/en", "english", about={"notes": "Mine."})
+    assert alone == {"english": lib.find("language/en").content}
+    assert lib.find("english").about == {**lib.find("language/en").about, "notes": "Mine."}
+    (named,) = lib.add(runs / "language/de", by_content=True)
+    assert named == lib.find("language/de").content[:16]
+    assert lib.entries() and Library(runs).find("en").name == "language/en"  # so is a run's own folder
+
+
+def test_add_over_another(lib, runs, net):
+    bay = mb.load(Net(), runs, base="any")["language"]
+    before = files(lib.folder)
+    train(bay, "en")
+    bay.save(runs.parent / "new")
+    for source in ("new", "new/language"):
+        with pytest.raises(FileError, match=r"another bay.*'en' differ.*--replace"):
+            lib.add(runs.parent / source)
+    with pytest.raises(FileError, match=r"another module.*give it another name"):
+        lib.add(runs.parent / "new/language/en", "language/en")
+    with pytest.raises(FileError, match="another module"):
+        lib.add(runs.parent / "new/language/en", "language/en", about={"notes": "Not this one."})
+    assert files(lib.folder) == before
+    lib.add(runs.parent / "new", replace=True)
+    after = files(lib.folder)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "language/en/module.json", "language/en/module.safetensors",
+    }  # fmt: skip
+    assert lib.find("language/en").about["parents"] == [Library(runs).find("en").content] and lib.verify() == []
+
+
+def test_names(lib, runs):
+    content = lib.find("language/en").content
+    assert lib.find("en").name == lib.find(content[:8]).name == "language/en"
+    with pytest.raises(FileError, match=r"no module 'fr'; there are 'language/de', 'language/en', 'task/ner'"):
+        lib.find("fr")
+    lib.add(runs / "language/en", "old/en")
+    with pytest.raises(FileError, match=r"several modules 'en': 'language/en', 'old/en'"):
+        lib.find("en")
+    assert lib.find(content).name == "language/en"  # one content, under two names
+    for name in ("../x", "a/../b", ".hidden", "a/.b", "", "language/en/inner"):
+        with pytest.raises(FileError):
+            lib.add(runs / "language/de", name)
+    (lib.folder / "link").symlink_to(runs, target_is_directory=True)
+    assert not [one for one in lib.entries() if one.name.startswith("link")]
+
+
+def test_search(lib):
+    names = lambda *words, **more: [one.name for one in lib.search(*words, **more)]
+    assert names() == ["language/de", "language/en", "task/ner"]
+    assert names(labels={"language": "en"}) == names(labels=["en"]) == ["language/en"]
+    assert names(labels={"task": "en"}) == names(labels=["fr"]) == []
+    assert names(kind="lora") == names(kind="LoRA(rank=2") == ["language/de", "language/en"]
+    assert names(kind="Bottleneck", base="Net") == ["task/ner"]
+    digest = lib.find("en").facts["base"]["digest"]
+    assert names(base=digest[:8]) == names() and names(base="Bert") == []
+    assert names(metrics=["accuracy>0.8"]) == ["language/en"]
+    assert names(metrics=["accuracy <= 0.93", "accuracy!=0.93"]) == ["language/de"]
+    assert names(metrics=["f1>0"]) == []
+    assert names("mail TRAINED") == names("cc-by") == ["language/en"] and names("ner") == ["task/ner"]
+    assert names(limit=1) == ["language/de"]
+    with pytest.raises(FileError, match=r"'accuracy'\]?: a comparison is NAME>NUMBER"):
+        lib.search(metrics=["accuracy"])
+    near = lib.search(near=[0.5, -1.0, 0.25])
+    assert [one.name for one in near] == ["language/en", "language/de"]
+    want = torch.cosine_similarity(torch.tensor([0.5, -1, 0.25]), torch.tensor([1.0, 0, 0]), dim=0)
+    assert [one.score for one in near] == pytest.approx([1.0, float(want)])
+    assert lib.search(near="de")[0].name == "language/de"
+    with pytest.raises(FileError, match="no 'embedding'"):
+        lib.search(near="ner")
+
+
+DENSE = {
+    "LoRA": lambda: mb.LoRA(3, alpha=6),
+    "LoRA, of another rank": lambda: mb.LoRA(2, bias=True),
+    "Kronecker": lambda: mb.LoKr(2),
+    "sparse": lambda: mb.SparseDelta(mask={f"trunk.{i}": torch.rand(8, 8) > 0.5 for i in (0, 2)}),
+    "bias": lambda: mb.BitFit(),
+}
+
+
+@pytest.mark.parametrize("one", DENSE)
+@pytest.mark.parametrize("two", DENSE)
+def test_likeness_is_that_of_dense_updates(net, tmp_path, one, two):
+    """Cosine over all sites, of ΔW and Δb as the model would have them, from the files alone."""
+    bay = attached(net, "x", kind=DENSE[one]())
+    bay.add("y", DENSE[two]())
+    train(bay, "y")
+    bay.save(tmp_path)
+    found = Library(tmp_path).diff("x", "y")
+    dense = []
+    for i in range(2):
+        rows = []
+        for name, modular in bay.modulars.items():
+            part = modular.order[i]
+            weight, bias = part.kind.delta(part.tensors(), bay.fitting.places[name].view()).dense(
+                bay.fitting.places[name].view()
+            )
+            rows.append(torch.cat([weight.flatten(), torch.zeros(8) if bias is None else bias]).double())
+        dense.append(torch.stack(rows).detach())
+    # What only one of the two changes, weight or bias, is not in common.
+    common = torch.stack([torch.cat([d[:, :64].abs().sum(0) > 0, d[:, 64:].abs().sum(0) > 0]) for d in dense])
+    parts = torch.cat(
+        [common[:, :64].any(1, keepdim=True).expand(2, 64), common[:, 64:].any(1, keepdim=True).expand(2, 8)], 1
+    )
+    both = parts.all(0)
+    if not both.any():
+        assert found["cosine"] is None
+        return
+    a, b = (d[:, both] for d in dense)
+    assert found["of"] == "deltas"
+    assert found["cosine"] == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())), abs=1e-5)
+    assert found["norms"] == pytest.approx([float(a.norm()), float(b.norm())], rel=1e-5)
+    assert [row["cosine"] for row in found["sites"]] == pytest.approx(torch.cosine_similarity(a, b).tolist(), abs=1e-5)
+
+
+def test_likeness_that_needs_the_base_is_of_parameters(net, tmp_path):
+    bay = attached(net, kind=mb.DoRA(2))
+    bay.save(tmp_path)
+    found = Library(tmp_path).diff("a", "b")
+    flat = [torch.cat([p.detach().flatten() for p in bay.parameters(name)]) for name in "ab"]
+    assert found["of"] == "parameters"
+    assert found["cosine"] == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)), abs=1e-5)
+
+
+def test_search_by_likeness(lib, runs):
+    bay = mb.load(Net(), runs, base="any")["language"]
+    with torch.no_grad():
+        for p in bay.parameters("en"):
+            p.add_(0.01 * torch.randn_like(p))
+    bay.rename("en", "nearly")
+    bay.save(runs.parent / "more", "nearly")
+    lib.add(runs.parent / "more/language/nearly")
+    found = lib.search(like="en")
+    assert [one.name for one in found[:2]] == ["language/en", "nearly"]
+    assert found[0].score == pytest.approx(1) and 0.9 < found[1].score < 1
+    assert lib.search(like=runs.parent / "more/language/nearly")[0].name == "nearly"
+
+
+def test_remove(lib, net):
+    assert lib.remove("de") == "language/de"
+    assert lib.verify() == [] and [one.name for one in lib.entries()] == ["language/en", "task/ner"]
+    assert mb.load(net.__class__(), lib.folder, base="any")["language"].names() == ["en"]
+    assert lib.remove("language") == "language"
+    assert list(files(lib.folder)) == [f"task/{x}" for x in ("bay.json", "ner/module.json", "ner/module.safetensors")]
+
+
+def damage(path: Path, change: str) -> None:
+    tensors, known = path / "module.safetensors", path / "module.json"
+    if change == "json":
+        known.write_text(known.read_text()[:40])
+    elif change == "bytes":
+        whole = bytearray(tensors.read_bytes())
+        whole[-1] ^= 1
+        tensors.write_bytes(bytes(whole))
+    elif change == "gone":
+        tensors.unlink()
+    elif change == "content":
+        known.write_text(json.dumps({**json.loads(known.read_text()), "content": "0" * 64}))
+    elif change == "about":
+        known.write_text(json.dumps({**json.loads(known.read_text()), "about": {"labels": 3}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("json", "is not JSON"),
+        ("bytes", "its SHA-256 differs"),
+        ("gone", "module.safetensors is missing"),
+        ("content", "its record says 000000"),
+        ("about", "about.labels is 3, but must be an object"),
+    ],
+)
+def test_verify(lib, change, message):
+    damage(lib.folder / "language/en", change)
+    (found,) = lib.verify()
+    assert found["name"] == "language/en" and message in found["problem"]
+    assert message in call("verify", code=1)
+    assert said("verify", code=1) == [found]
+    with pytest.raises(FileError, match=message):
+        lib.add(lib.folder / "language/en", "copy")
+    lib.search("language"), lib.search(like="ner")  # what is broken is in nobody's way
+    call("list")
+    shutil.rmtree(lib.folder / "language/en")
+    assert "lists 'en', which are not there" in lib.verify()[0]["problem"]
+
+
+def test_verify_with_a_model(net, tmp_path):
+    net.load_state_dict({k: v for k, v in load_file(FORMAT1 / "base.safetensors").items() if k not in "xy"})
+    other = Library(shutil.copytree(FORMAT1, tmp_path / "library"))
+    assert other.verify(model=net) == []
+    with torch.no_grad():
+        net.trunk[0].weight[0, 0] += 1
+    assert all("was made on another base" in one["problem"] for one in other.verify(model=net))
+    assert len(other.verify("a", model=nn.Linear(2, 2))) == 1
+
+
+def test_the_cache_is_nothing_but_that(lib, runs, monkeypatch):
+    cache = lib.folder / ".index/modules.json"
+    first = [one.as_dict() for one in lib.entries()]
+    assert cache.exists()
+    read = []
+    monkeypatch.setattr(_index, "look", lambda path, look=_index.look: read.append(path.name) or look(path))
+    assert [one.as_dict() for one in lib.entries()] == first and read == []
+    for broken in ("", "[]", '{"version": 1}', '{"version": 1, "modules": 3}', "[" * 100_000):
+        cache.write_text(broken)
+        assert [one.as_dict() for one in lib.entries()] == first
+    shutil.rmtree(cache.parent)
+    assert [one.as_dict() for one in lib.entries()] == first
+    read.clear()
+    lib.add(runs / "language/de", "new")
+    lib.entries()
+    assert read == ["new"]
+    shutil.rmtree(lib.folder / "new")  # by hand
+    assert [one.as_dict() for one in lib.entries()] == first
+    cache.parent.rename(lib.folder / "gone")
+    cache.parent.write_text("in the way")
+    assert [one.as_dict() for one in lib.entries()] == first
+
+
+def test_gc(lib):
+    before = files(lib.folder)
+    left = {
+        ".old.0123456789ab.tmp/module.json": "x", "language/.en.0123456789ab.tmp/module.safetensors": "x",
+        "language/en/.module.json.0123456789ab.tmp": "x", "language/.bay.json.0123456789ab.tmp": "x",
+        "language/en/.module.safetensors.0123456789abcdef": "x", "language/fr/.module.json.0123456789ab.tmp": "x",
+        "half/module.safetensors": "x",
+    }  # fmt: skip
+    for name, text in left.items():
+        (lib.folder / name).parent.mkdir(exist_ok=True)
+        (lib.folder / name).write_text(text)
+    (lib.folder / "mine").mkdir()
+    (lib.folder / "mine/notes.txt").write_text("not yours")
+    with locked(lib.folder / "language"):  # someone writes there
+        call("gc")
+    assert (lib.folder / "language/.bay.json.0123456789ab.tmp").exists() and not (lib.folder / "half").exists()
+    assert len(said("gc")) == 6 and "nothing to remove" in call("gc")
+    assert files(lib.folder) == {**before, "mine/notes.txt": b"not yours"} and lib.verify() == []
+
+
+def test_what_was_all_but_done_is_finished(lib):
+    """Killed between the record and the tensors' name: a reader finds them, and gc gives them their name."""
+    path = lib.folder / "language/en"
+    digest = record(lib.folder, "language/en")["sha256"]
+    os.rename(path / "module.safetensors", path / f".module.safetensors.{digest[:16]}")
+    (path / "module.safetensors").write_bytes((lib.folder / "language/de/module.safetensors").read_bytes())
+    assert lib.verify() == []
+    mb.load(Net(), lib.folder, base="any")
+    assert lib.gc() == [] and lib.verify() == [] and not (path / f".module.safetensors.{digest[:16]}").exists()
+
+
+# To other folders, and to hubs
+
+
+def test_push_and_pull(lib, tmp_path):
+    there = tmp_path / "there"
+    assert sorted(call("push", there).splitlines()) == [f"{there}: {one.name}" for one in lib.entries()]
+    pushed = {name: text for name, text in files(there).items() if not name.endswith("README.md")}
+    assert pushed == files(lib.folder)
+    card = (there / "language/en/README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "library_name": "modbay", "tags": ["modbay", "LoRA"], "license": "cc-by-4.0",
+    }  # fmt: skip
+    for told in ("# en", "Trained on mail.", "LoRA(rank=2", "| accuracy | 0.93 |", "mail.csv, 1,200 rows", "a" * 64):
+        assert told in card
+    assert "[language/en](language/en)" in (there / "README.md").read_text()
+    other = Library(tmp_path / "other")
+    assert other.pull(there, "language/en") == ["language/en"]
+    assert sorted(other.pull(there)) == [one.name for one in lib.entries()]
+    assert {n: t for n, t in files(other.folder).items() if "README" not in n} == files(lib.folder)
+    assert other.verify() == [] and said("pull", there, "--library", tmp_path / "third")
+    with pytest.raises(FileError, match="is of a hub"):
+        lib.push(there, revision="main")
+    with pytest.raises(FileError, match=r"no folder; a hub's repository is hf://OWNER/NAME"):
+        lib.pull(tmp_path / "nowhere")
+    with pytest.raises(FileError, match="can't be the name"):
+        lib.push(there, subfolder="../up")
+
+
+METHODS = ("create_repo", "create_branch", "upload_folder", "snapshot_download")
+
+
+def test_a_hub(lib, tmp_path, monkeypatch):
+    """The calls that huggingface_hub gets; nothing is asked of a hub."""
+    calls, hub = [], tmp_path / "hub"
+
+    class HfApi:
+        def __init__(self, token=None):
+            calls.append(("HfApi", token))
+
+        def create_repo(self, repo_id, **more):
+            calls.append(("create_repo", repo_id, more))
+
+        def create_branch(self, repo_id, **more):
+            calls.append(("create_branch", repo_id, more))
+
+        def upload_folder(self, *, repo_id, folder_path, path_in_repo, revision, commit_message, ignore_patterns):
+            calls.append(("upload_folder", repo_id, path_in_repo, revision, commit_message))
+            shutil.copytree(folder_path, hub / (path_in_repo or ""), ignore=shutil.ignore_patterns(*ignore_patterns))
+
+        def snapshot_download(self, repo_id, *, revision, local_dir, allow_patterns):
+            calls.append(("snapshot_download", repo_id, revision))
+            for path in hub.rglob("*"):
+                name = path.relative_to(hub).as_posix()
+                if path.is_file() and any(fnmatch.fnmatch(name, one) for one in allow_patterns):
+                    (Path(local_dir) / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, Path(local_dir) / name)
+
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    real = {name: inspect.signature(huggingface_hub.HfApi.__dict__[name]).parameters for name in METHODS}
+    for name in METHODS:
+        own = inspect.signature(getattr(HfApi, name)).parameters
+        assert set(own) - {"more"} <= set(real[name])
+    monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+    where = ("hf://me/mail", "--revision", "v1", "--subfolder", "m", "--token", "secret")
+    call("push", *where, "--private", "--message", "First")
+    assert calls == [
+        ("HfApi", "secret"), ("create_repo", "me/mail", {"private": True, "exist_ok": True}),
+        ("create_branch", "me/mail", {"branch": "v1", "exist_ok": True}),
+        ("upload_folder", "me/mail", "m", "v1", "First"),
+    ]  # fmt: skip
+    assert (hub / "m/language/en/README.md").exists() and not list(hub.rglob(".index"))
+    calls.clear()
+    names = said("pull", *where, "--library", tmp_path / "again")
+    assert sorted(names) == [one.name for one in lib.entries()]
+    assert calls == [("HfApi", "secret"), ("snapshot_download", "me/mail", "v1")]
+    assert files(tmp_path / "again") == files(lib.folder)
+    with pytest.raises(FileError, match="OWNER/NAME"):
+        lib.pull("hf://mail")
+
+
+# The commands
+
+
+def test_commands(lib, runs, tmp_path):
+    table = call("list")
+    assert "language/en" in table and "accuracy 0.93" in table and "Bottleneck" in table
+    assert [one["name"] for one in said("list")] == ["language/de", "language/en", "task/ner"]
+    assert "language/en" in call("search", "accuracy>0.8", "--label", "language=en", "mail")
+    assert [one["name"] for one in said("search", "--kind", "LoRA", "--label", "de")] == ["language/de"]
+    assert said("search", "--like", "en", "-n", 1)[0]["score"] == pytest.approx(1)
+    assert said("search", "--near", "[1, 0, 0]")[0]["name"] == "language/de"
+    assert "no module answers" in call("search", "nothing")
+    shown = call("show", "en")
+    assert all(word in shown for word in ("LoRA(rank=2", "trunk.0, trunk.2", "CC-BY-4.0", "Trained on mail.", "a" * 64))
+    assert said("show", "en")["about"]["metrics"] == ABOUT["metrics"]
+    more = ("--label", "language=en", "--label", "language=en-US", "--metric", "f1=0.5", "--notes", "A copy.")
+    call("add", runs / "language/en", "--name", "english", *more)
+    assert said("show", "english")["about"]["labels"] == {"language": ["en", "en-US"]}
+    assert "3 modules are sound" not in call("verify") and "4 modules are sound" in call("verify")
+    compared = call("diff", "en", "de")
+    assert "trunk.0" in compared and "of deltas" in compared
+    assert said("diff", "en", "english")["cosine"] == pytest.approx(1)
+    assert call("remove", "english") == "removed english\n"
+    assert "has no module 'english'" in call("show", "english", code=1)
+    assert json.loads(call("schema")) == json_schema()
+    assert "holds no module" in call("list", "--library", tmp_path / "none")
+    assert "NAME=NUMBER" in call("add", runs, "--metric", "f1", code=2)
+    assert "is no folder" in call("add", tmp_path / "nowhere", code=1)
+
+
 # Killed at any moment: a process that does nothing else is stopped by SIGKILL, and what it left is looked at
 
 KILLED = """
@@ -229,6 +650,58 @@ def saved():
         values = {float(v) for p in bay.parameters(name) for v in p.flatten()}
         assert values == {float(known["about"]["metrics"]["k"])}, (name, values, known)
     bay.detach()
+
+def source(k):
+    # A folder with a bay of one module, whose tensors and metric are k.
+    made = folder.parent / f"source-{operation}-{k}"
+    if not made.exists():
+        bay = mb.attach(net, at="trunk.*", modules={"m": mb.LoRA(2)})
+        fill(bay, k)
+        bay.save(made, about={"m": {"metrics": {"k": k}}})
+        bay.detach()
+    return made
+
+lib = mb.library.Library(folder)
+
+def add(first):
+    # New modules, one replaced again and again, and a bay.
+    for k in range(first, first + 100_000):
+        lib.add(source(k % 5) / "modules" / "m", f"m{k}")
+        lib.add(source(k % 5) / "modules" / "m", "same", replace=True)
+        lib.add(source(k % 5), f"bay{k}") if k % 3 == 0 else lib.add(source(k % 5), "one", replace=True)
+
+def push(first):
+    for k in range(first, first + 100_000):
+        mb.library.Library(source(k % 5)).push(folder, replace=True)
+        mb.library.Library(source(k % 5)).push(folder, "modules/m", subfolder=f"at{k}")
+
+def gc(first):
+    # What gc removes and finishes is made on purpose, and by saves that were killed.
+    for k in range(first, first + 100_000):
+        lib.add(source(k % 5) / "modules" / "m", f"m{k}")
+        path = folder / f"m{k}"
+        if k % 2:
+            os.rename(path / "module.safetensors", mb.library._files.pending(
+                path / "module.safetensors", json.loads((path / "module.json").read_text())["sha256"]))
+        for name in (f".x{k}.0123456789ab.tmp", f"m{k}/.module.json.0123456789ab.tmp", f"half{k}/module.safetensors"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("x")
+        lib.gc()
+
+def verified():
+    # All is sound, and each module is of one source; what was whole before is there still.
+    assert lib.verify() == []
+    now = {one.name: one for one in lib.entries()}
+    assert set(now) >= set(whole), set(whole) - set(now)
+    whole.update(now)
+    for one in now.values():
+        file = lib.read(one.path)
+        assert {float(v) for t in file.tensors.values() for v in t.flatten()} == {float(one.about["metrics"]["k"])}
+
+whole = {}
+if operation != "save":
+    for k in range(5):
+        source(k)
 """
 
 LOOP = """
@@ -246,8 +719,13 @@ for moment in range(count):
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), f"the child failed by itself, moment {moment}"
-    {"save": saved}.get(operation, lambda: None)()
-print("moments", count)
+    saved() if operation == "save" else verified()
+if operation != "save":
+    lib.gc()
+    verified()
+    left = [str(p) for p in folder.rglob(".*") if p.name != ".index"]
+    assert not left, left
+print("moments", count, len(whole))
 """
 
 MOMENTS = [10, pytest.param(200, marks=pytest.mark.slow)]
@@ -257,10 +735,76 @@ def killed(operation: str, folder: Path, count: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED + LOOP, operation, folder, str(count)], capture_output=True, text=True
     )
-    assert done.returncode == 0 and f"moments {count}" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"moments {count}" in done.stdout, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("count", MOMENTS)
 def test_save_killed_at_any_moment(tmp_path, count):
     """Each module is the old or the new: its tensors are all of one save, and its record is of that one."""
-    killed("save", tmp_path, count)
+    killed("save", tmp_path / "saved", count)
+
+
+@pytest.mark.parametrize("operation", ["add", "push", "gc"])
+@pytest.mark.parametrize("count", MOMENTS)
+def test_a_library_killed_at_any_moment(tmp_path, operation, count):
+    """It always verifies, nothing that was in it is lost, and gc leaves nothing that is not a module."""
+    killed(operation, tmp_path / "library", count)
+
+
+# Two at once
+
+WRITER = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import modbay as mb
+
+folder, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+torch.manual_seed(0)
+torch.nn.init.ones_(net[0].weight), torch.nn.init.ones_(net[0].bias)
+bay = mb.attach(net, at="0", modules={"m": mb.LoRA(1)}, name="shared")
+alone = folder.parent / f"alone-{name}"
+lib = mb.library.Library(folder)
+while not (folder.parent / "go").exists():
+    pass
+for k in range(count):
+    bay.rename(bay.names()[0], f"{name}{k}")
+    with torch.no_grad():
+        for p in bay.parameters():
+            p.fill_(k if name == "a" else -k)
+    if k % 2:
+        bay.save(folder, f"{name}{k}")  # into one bay of both
+    else:
+        bay.save(alone / str(k))
+        lib.add(alone / str(k) / "shared" / f"{name}{k}")
+    if k % 16 == 0:
+        lib.entries()
+        lib.gc()
+"""
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_two_writers_lose_nothing(tmp_path, count):
+    """Both save into one bay and add to one library, read it and tidy it, at the same time."""
+    folder = tmp_path / "library"
+    several = [
+        subprocess.Popen([sys.executable, "-c", WRITER, folder, name, str(count)], stderr=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    (tmp_path / "go").touch()
+    for process in several:
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    lib = Library(folder)
+    found = {one.name: one for one in lib.entries()}
+    want = {f"{'shared/' if k % 2 else ''}{name}{k}": k if name == "a" else -k for name in "ab" for k in range(count)}
+    assert set(found) == set(want) and lib.verify() == []
+    for name in list(want)[:: max(1, count // 20)]:
+        tensors = lib.read(found[name].path).tensors
+        assert {float(v) for t in tensors.values() for v in t.flatten()} == {float(want[name])}
+    assert set(json.loads((folder / "shared/bay.json").read_text())["modules"]) == {
+        name.removeprefix("shared/") for name in want if "/" in name
+    }
+    assert lib.gc() == []

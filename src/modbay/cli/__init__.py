@@ -8,6 +8,7 @@ import typer
 
 from . import _options as options
 from ._bench import app as bench
+from ._library import app as library
 
 app = typer.Typer(
     name="modbay",
@@ -19,9 +20,10 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.add_typer(library, name="library")
 
 EXTRAS = {  # what brings a package that some commands need
-    "transformers": "hf", "accelerate": "hf", "datasets": "hf",
+    "huggingface_hub": "hf", "transformers": "hf", "accelerate": "hf", "datasets": "hf",
     "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train", "matplotlib": "plot",
 }  # fmt: skip
 
@@ -46,6 +48,7 @@ def _top(
     modbay train mail.csv --base bert/ --text body --target intent --by language
     modbay evaluate runs/mail-shared      how right is it, by task and label?
     modbay predict runs/mail-shared inbox.csv --out told.csv
+    modbay library add runs/mail-shared/modules      keep modules, to find, check and share them
     modbay merge a/ b/ --weight 0.7,0.3 --out ab/
     modbay fold bert/ modules/ --use de --out bert-de/
     modbay convert modules/ lora/ --to lora --model llama/

@@ -3,6 +3,8 @@
 from ._content import content as content
 from ._doors import export as export
 from ._fingerprint import fingerprint as fingerprint
+from ._index import Entry as Entry
+from ._library import Library as Library
 from ._load import Plan as Plan
 from ._load import load as load
 from ._load import making as making

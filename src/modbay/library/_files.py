@@ -70,7 +70,10 @@ def settle(folder: Path) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     _replace(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 

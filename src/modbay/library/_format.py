@@ -110,6 +110,20 @@ def make(said: Any, bases: tuple[type, ...], where: str) -> Any:
         ) from error
 
 
+def called(said: Mapping[str, Any]) -> str:
+    """`LoRA(rank=8, alpha=16)`: a part as its file tells it, whether its class is known here or not."""
+    arguments = ", ".join(f"{key}={_shown(value)}" for key, value in said["arguments"].items())
+    return f"{said['class']}({arguments})" + (" at each site" if said.get("per_site") else "")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and {"class", "arguments"} <= set(value):
+        return called(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return value["float"] if isinstance(value, Mapping) and set(value) == {"float"} else repr(value)
+
+
 def find(name: str, module: str, bases: tuple[type, ...], where: str) -> type:
     """The class of that name among the imported ones; where several share it, the one of that module."""
     found = [cls for base in bases for cls in subclasses(base) if cls.__name__ == name and not inspect.isabstract(cls)]

@@ -1,6 +1,5 @@
 """Modules that were saved, as numbers, without their base: only the safetensors and JSON of their folder are read."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ..abstract import Context, Router, Site
 from ..errors import ModbayError
+from ..library._format import called
 from ..library._read import BayFile, ModuleFile, find_bays, read_bay
 from ._routing import rows_of
 
@@ -39,20 +39,6 @@ def saved(folder: str | Path, bay: str | None = None, module: str | None = None)
         out["similarity"] += [similarity(file)] if len(file.modules) > 1 else []
         out["routing"] += [] if module is not None else routes(file)
     return out
-
-
-def called(said: Mapping[str, Any]) -> str:
-    """`LoRA(rank=8, alpha=16)`: a part as its file tells it, whether its class is known here or not."""
-    arguments = ", ".join(f"{key}={_plain(value)}" for key, value in said["arguments"].items())
-    return f"{said['class']}({arguments})" + (" at each site" if said.get("per_site") else "")
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping) and {"class", "arguments"} <= set(value):
-        return called(value)
-    if isinstance(value, list):
-        return f"[{', '.join(map(_plain, value))}]"
-    return value["float"] if isinstance(value, Mapping) and set(value) == {"float"} else repr(value)
 
 
 def own(file: ModuleFile) -> dict[str, Tensor]:
