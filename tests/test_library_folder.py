@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 import modbay as mb
 from modbay.cli import app
 from modbay.errors import FileError
-from modbay.library import Library, _index, json_schema, schema_text
+from modbay.library import Library, _index, _sketch, json_schema, schema_text
+from modbay.library._alike import Changes, alike
 from modbay.library._locks import locked
 
 yaml = pytest.importorskip("yaml")
@@ -387,6 +388,44 @@ def test_search_by_likeness(lib, runs):
     assert lib.search(like=runs.parent / "more/language/nearly")[0].name == "nearly"
 
 
+def test_the_most_alike_of_many_are_found_by_sketches(net, tmp_path, monkeypatch):
+    """What a sketch chooses is then compared exactly; sketches are kept by content."""
+    bay = attached(net, *[f"m{i}" for i in range(12)])
+    with torch.no_grad():
+        for part, other in zip(bay._parts("m3"), bay._parts("m7"), strict=True):
+            for p, q in zip(part.parameters(), other.parameters(), strict=True):
+                p.copy_(q + 0.05 * torch.randn_like(q))
+    bay.save(tmp_path)
+    lib = Library(tmp_path)
+    exact = lib.search(like="m7")
+    monkeypatch.setattr(_sketch, "FEW", 4)
+    monkeypatch.setattr(_sketch, "CHOSEN", 2)
+    assert [(one.name, one.score) for one in lib.search(like="m7")] == [(one.name, one.score) for one in exact[:2]]
+    assert [one.name for one in exact[:2]] == ["task/m7", "task/m3"]
+    made = []
+    monkeypatch.setattr(_sketch, "sketch", lambda changes, real=_sketch.sketch: made.append(changes) or real(changes))
+    lib.search(like="m7")
+    assert len(made) == 1
+    (tmp_path / ".index/likeness.json").write_text("{")
+    assert lib.search(like="m7", limit=1)[0].name == "task/m7" and len(made) == 1 + 13
+
+
+@pytest.mark.parametrize("make", DENSE.values(), ids=DENSE)
+def test_a_sketch_keeps_cosines(net, tmp_path, make):
+    """On average over many, to about the tenth that it promises."""
+    bay = attached(net, *[f"m{i}" for i in range(8)], kind=make())
+    for name in bay.names()[1:]:
+        with torch.no_grad():
+            for p, q in zip(bay.parameters(name), bay.parameters("m0"), strict=True):
+                p.copy_(q + 0.5 * torch.randn_like(q))
+    bay.save(tmp_path)
+    several = [Changes(Library(tmp_path).read(one.path)) for one in Library(tmp_path).entries()]
+    of, kept = zip(*[_sketch.sketch(one) for one in several], strict=True)
+    assert set(of) == {"deltas"}
+    errors = [float(kept[i] @ kept[j]) - alike(several[i], several[j]).cosine for i in range(8) for j in range(i)]
+    assert torch.tensor(errors).square().mean().sqrt() < 0.12
+
+
 def test_remove(lib, net):
     assert lib.remove("de") == "language/de"
     assert lib.verify() == [] and [one.name for one in lib.entries()] == ["language/en", "task/ner"]
@@ -697,6 +736,10 @@ def verified():
     for one in now.values():
         file = lib.read(one.path)
         assert {float(v) for t in file.tensors.values() for v in t.flatten()} == {float(one.about["metrics"]["k"])}
+    if len(now) > 60:  # it is looked at after every moment
+        for name in list(now):
+            lib.remove(name)
+        whole.clear()
 
 whole = {}
 if operation != "save":
@@ -709,7 +752,7 @@ for moment in range(count):
     child = os.fork()
     if child == 0:
         try:
-            globals()[operation](100_000 * moment)
+            globals()[operation](1000 * moment)
         except BaseException:
             import traceback
             traceback.print_exc()

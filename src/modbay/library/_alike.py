@@ -75,7 +75,7 @@ def alike(one: Changes, two: Changes) -> Alike:
     for site in a:
         whats = [what for what in a[site] if what in b.get(site, {})]
         if whats:
-            at = _site(one.file, site)
+            at = site_of(one.file, site)
             sums = [sum(_product(x[site][w], y[site][w], at) for w in whats) for x, y in ((a, b), (a, a), (b, b))]
             sites[site] = (sums[0], sums[1], sums[2])
     return Alike(of, sites)
@@ -85,7 +85,7 @@ def _deltas(file: ModuleFile) -> Pieces | None:
     kinds = [make(said, (Kind,), "") for said in file.record["kinds"]]
     out: Pieces = {}
     for name, said in file.sites.items():
-        kind, site = kinds[said["kind"]], _site(file, name)
+        kind, site = kinds[said["kind"]], site_of(file, name)
         if not isinstance(kind, ParameterComposition) or kind.reads_weight:
             return None
         own = {k.removeprefix(f"{name}/"): _wide(t) for k, t in file.tensors.items() if k.startswith(f"{name}/")}
@@ -97,7 +97,8 @@ def _deltas(file: ModuleFile) -> Pieces | None:
     return out
 
 
-def _site(file: ModuleFile, name: str) -> Site:
+def site_of(file: ModuleFile, name: str) -> Site:
+    """A site as far as a file tells of it."""
     said = file.sites.get(name, {})
     return Site(name, said.get("form", "other"), said.get("inputs"), said.get("outputs"))
 

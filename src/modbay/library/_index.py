@@ -70,7 +70,7 @@ def entries(root: Path) -> list[Entry]:
             with suppress(FileNotFoundError):  # removed since
                 now[name] = (stamp, look(root / name))
     if {name: one[0] for name, one in now.items()} != {name: one[0] for name, one in known.items()}:
-        _cache(root, now)
+        keep(root / CACHE, {"version": VERSION, "modules": now})
     return [Entry(name, root / name, facts) for name, (_, facts) in now.items()]
 
 
@@ -147,13 +147,12 @@ def _cached(root: Path) -> dict[str, tuple[Stamp, dict[str, Any]]]:
         return {}
 
 
-def _cache(root: Path, known: Mapping[str, Any]) -> None:
-    """Keep it, if that can be: a folder that can't be written to is read all the same."""
-    path = root / CACHE
+def keep(path: Path, what: Mapping[str, Any]) -> None:
+    """Keep a cache, if that can be: a folder that can't be written to is read all the same."""
     temporary = aside(path)
     try:
         path.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps({"version": VERSION, "modules": known}, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(what, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         with suppress(OSError):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import FileError, listed
-from . import _hub, _search, _store, _verify
+from . import _hub, _search, _sketch, _store, _verify
 from ._alike import Changes, alike, cosine
 from ._content import content
 from ._index import Entry, entries
@@ -76,7 +76,8 @@ class Library:
         text: words that are in its name, labels, data, licence or notes. labels: {"language": "en"}, or values of any
         label. base: a part of the base's name or class, or the first digits of its digest. kind: a class, or a part of
         it with its arguments. metrics: "accuracy>0.8"; also < >= <= = !=. like: a module, by the cosine of what it and
-        they change at the sites that both have. near: a vector, or a module, by the cosine of example embeddings.
+        they change at the sites that both have; of more than 256, only the 128 that a sketch finds most alike. near: a
+        vector, or a module, by the cosine of example embeddings.
         """
         out = [
             one
@@ -89,7 +90,8 @@ class Library:
                 raise FileError(f"near={near!r}: that module's record has no 'embedding' of its examples.")
             out = _search.nearest(out, vector)
         if like is not None:
-            out = list(self._scored(out, Changes(self.read(like))))
+            mine = Changes(self.read(like))
+            out = list(self._scored(_sketch.closest(self.folder, out, mine, self.read), mine))
         if like is not None or near is not None:
             out.sort(key=lambda one: -(one.score or 0.0))
         return out[:limit]
