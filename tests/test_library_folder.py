@@ -618,6 +618,114 @@ def test_a_hub(lib, tmp_path, monkeypatch):
         lib.pull("hf://mail")
 
 
+# Compositions
+
+
+def test_a_composition_refers_to_a_library(net, tmp_path, monkeypatch):
+    """Modules lie in the library once; the composition's folder has router and aggregator, and loads in one call."""
+    fresh = [copy.deepcopy(net) for _ in range(6)]
+    bay = mb.attach(
+        net, at="trunk.[02]", modules={"a": mb.LoRA(2), "b": mb.IA3()}, router=mb.Skills("task", ["x", "y"])
+    )
+    train(bay)
+    x = torch.randn(2, 8)
+    want = net(x, task=["x", "y"])
+    folder = tmp_path / "library"
+    lib = Library(folder)
+    bay.save(folder / "compositions/one", library=folder, about={"a": ABOUT})
+    assert sorted(files(folder / "compositions")) == ["one/modules/bay.json", "one/modules/bay.safetensors"]
+    assert [one.name for one in lib.entries()] == ["modules/a", "modules/b"]
+    assert lib.read("a").record["about"] == ABOUT
+    train(bay, "b")
+    bay.save(folder / "compositions/two", library=folder)  # a is there already, and b is another
+    assert [one.name for one in lib.entries()][:2] == ["modules/a", "modules/b"] and len(lib.entries()) == 3
+    assert lib.verify() == []
+
+    one = mb.load(fresh[0], folder / "compositions/one")["modules"]
+    assert torch.equal(fresh[0](x, task=["x", "y"]), want)
+    mb.load(fresh[1], folder / "compositions/two")
+    assert torch.equal(fresh[1](x, task=["x", "y"]), net(x, task=["x", "y"]))
+    one.load(folder / "compositions/two")
+    assert torch.equal(fresh[0](x, task=["x", "y"]), net(x, task=["x", "y"]))
+
+    with pytest.raises(FileError, match=r"'compositions/one/modules', 'compositions/two/modules' refer to 'modules/a'"):
+        lib.remove("a")
+    assert "--force" in call("remove", "--help") and lib.find("a")
+
+    shutil.move(folder / "compositions", tmp_path / "elsewhere")  # out of its library
+    with pytest.raises(FileError, match=r"refers to module 'a'.*set MODBAY_LIBRARY"):
+        mb.load(fresh[2], tmp_path / "elsewhere/one")
+    monkeypatch.setenv("MODBAY_LIBRARY", str(folder))
+    mb.load(fresh[2], tmp_path / "elsewhere/one")
+    assert torch.equal(fresh[2](x, task=["x", "y"]), want)
+    (folder / "modules/a").rename(folder / "renamed")  # found by its content
+    mb.load(fresh[3], tmp_path / "elsewhere/one")
+    assert torch.equal(fresh[3](x, task=["x", "y"]), want)
+
+    other = Library(tmp_path / "other")
+    other.add(tmp_path / "elsewhere/one")  # a copy has its modules itself
+    monkeypatch.delenv("MODBAY_LIBRARY")
+    mb.load(fresh[4], other.folder)
+    assert torch.equal(fresh[4](x, task=["x", "y"]), want) and "references" not in json.loads(
+        (other.folder / "modules/bay.json").read_text()
+    )
+
+
+def test_a_composition_whose_module_is_another(net, tmp_path):
+    bay = attached(copy.deepcopy(net))
+    bay.save(tmp_path / "c", library=tmp_path)
+    path = tmp_path / "task/a"
+    shutil.copyfile(tmp_path / "task/b/module.safetensors", path / "module.safetensors")
+    said = json.loads((path / "module.json").read_text())
+    del said["sha256"]  # so that nothing but the content tells
+    (path / "module.json").write_text(json.dumps(said))
+    with pytest.raises(FileError, match=r"is not the module 'a' that .* refers to"):
+        mb.load(net, tmp_path / "c")
+    assert [one["name"] for one in Library(tmp_path).verify()] == ["task/a", "c/task"]
+    bay_json = tmp_path / "c/task/bay.json"
+    said = json.loads(bay_json.read_text())
+    said["references"]["a"]["at"] = "../../etc"
+    bay_json.write_text(json.dumps(said))
+    with pytest.raises(FileError, match="can't be the name of a file"):
+        mb.load(net, tmp_path / "c")
+
+
+def test_saving_into_a_composition(net, tmp_path):
+    """By name, into the library; or plainly, back into its own folder."""
+    bay = attached(net)
+    with pytest.raises(FileError, match="would lie where they are referred to"):
+        bay.save(tmp_path, library=tmp_path)
+    bay.save(tmp_path / "c")
+    bay.save(tmp_path / "c", library=tmp_path)
+    assert list(files(tmp_path / "c")) == ["task/bay.json"]
+    bay.add("new", mb.LoRA(1))
+    bay.save(tmp_path / "c", "new", library=tmp_path)
+    head = lambda: json.loads((tmp_path / "c/task/bay.json").read_text())
+    assert set(head()["references"]) == set(head()["modules"]) == {"a", "b", "new"}
+    train(bay, "a")
+    bay.save(tmp_path / "c", "a")
+    assert set(head()["references"]) == {"b", "new"} and (tmp_path / "c/task/a/module.json").exists()
+    bay.save(tmp_path / "c")
+    assert "references" not in head() and mb.load(copy.deepcopy(bay.detach()), tmp_path / "c")["task"].names() == [
+        "a", "b", "new",
+    ]  # fmt: skip
+
+
+def test_what_is_half_copied_is_no_bay(net, tmp_path):
+    attached(net).save(tmp_path)
+    shutil.copytree(tmp_path / "task", tmp_path / ".task.0123456789ab.tmp")
+    assert list(mb.load(Net(), tmp_path, base="any")) == ["task"]
+
+
+def test_a_number_that_is_none_is_refused(net, tmp_path):
+    """JSON's NaN equals nothing, itself included."""
+    attached(copy.deepcopy(net)).save(tmp_path, about={"a": {"metrics": {"k": 1}}})
+    path = tmp_path / "task/a/module.json"
+    path.write_text(path.read_text().replace('"k": 1', '"k": NaN'))
+    with pytest.raises(FileError, match="finite"):
+        mb.load(net, tmp_path)
+
+
 # The commands
 
 

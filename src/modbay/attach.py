@@ -14,6 +14,7 @@ from .aggregation import WeightedSum
 from .core import BayState, Inventory, Modular, Session, as_kind, pack, refuse_packed, unpack
 from .errors import BayError, CompositionError, LabelError, listed
 from .fold import fold, unfold
+from .library import save
 from .merge import MergeReport, merge
 from .recording import Recording, record
 from .routing import ByLabel
@@ -423,7 +424,13 @@ class Bay:
         self.session.shown = shown
         return self
 
-    def save(self, folder: str | Path, *names: str, about: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *names: str,
+        about: Mapping[str, Mapping[str, Any]] | None = None,
+        library: str | Path | None = None,
+    ) -> Path:
         """Write FOLDER/<bay>/: the bay and all its modules, or only those named; the others are not touched.
 
         about: what to keep of a module beside its tensors, by its name; all of it may be left out:
@@ -434,9 +441,10 @@ class Bay:
             }})
 
         It is kept when the module is loaded and saved again; of one that learned more since, labels and licence are,
-        and what it was made of becomes its parent.
+        and what it was made of becomes its parent. library: a folder where the modules go, if they aren't there yet;
+        FOLDER/<bay> then refers to them by their content (a composition), and mb.load finds them there.
         """
-        return library.save(folder, self.fitting, *names, about=about)
+        return save(folder, self.fitting, *names, about=about, library=library)
 
     def load(
         self, folder: str | Path, *names: str, add: bool = False, base: str = "same", allow_nan: bool = False

@@ -170,12 +170,13 @@ def _about(label: Any, metric: Any, licence: str | None, notes: str | None) -> d
 @app.command()
 def remove(
     modules: Annotated[list[str], typer.Argument(help="Names of modules, or of a whole bay.")],
+    force: Annotated[bool, typer.Option("--force", help="Though a composition refers to it.")] = False,
     library: Folder = HERE,
     as_json: Json = False,
 ) -> None:
     """Take modules out of the library."""
     with _opened(library) as lib:
-        _done([lib.remove(one) for one in modules], as_json, lambda one: f"removed {one}")
+        _done([lib.remove(one, force) for one in modules], as_json, lambda one: f"removed {one}")
 
 
 @app.command()

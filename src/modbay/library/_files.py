@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import FileError
+
+Stamp = list[int]  # of a file: its time, size and inode
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's archive, and bare pickles
@@ -195,3 +197,21 @@ def _found(folder: Path) -> str:
         if name.endswith(PICKLES):
             raise FileError(_pickle(folder / name))
     return f"There {'are ' + ', '.join(names[:8]) if names else 'is nothing'} in {folder}."
+
+
+def walk(root: Path) -> Iterator[tuple[str, Stamp]]:
+    """(name, stamp) of each module. Links are not followed, for they may lead out of the folder."""
+    folders = [str(root)]
+    start = len(folders[0].rstrip(os.sep)) + 1
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as inner:
+                several = [one.path for one in inner if one.name[0] != "." and one.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for path in several:
+            try:
+                seen = os.stat(f"{path}/module.json", follow_symlinks=False)
+                yield path[start:].replace(os.sep, "/"), [seen.st_mtime_ns, seen.st_size, seen.st_ino]
+            except FileNotFoundError:
+                folders.append(path)

@@ -8,8 +8,8 @@ from typing import Any
 from ..errors import FileError, listed
 from . import _store
 from ._cards import card, contents
-from ._files import inside, write_text
-from ._index import entries, walk
+from ._files import inside, walk, write_text
+from ._index import entries
 from ._read import read_bay, read_module
 
 HUB = "hf://"

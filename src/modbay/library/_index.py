@@ -8,7 +8,7 @@ import base64
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -19,15 +19,13 @@ from safetensors import safe_open
 
 from ..errors import FileError
 from ._content import content
-from ._files import aside, at_hand, inside
+from ._files import Stamp, aside, at_hand, inside, walk
 from ._format import called
 from ._read import checked, read_module
 
 CACHE = Path(".index", "modules.json")
 VERSION = 1
 BASE = ("class", "name", "revision", "digest")
-
-Stamp = list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +36,13 @@ class Entry:
     """
 
     name: str
-    path: Path
+    library: Path
     facts: Mapping[str, Any]
     score: float | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.library / self.name
 
     @property
     def content(self) -> str:
@@ -71,25 +73,7 @@ def entries(root: Path) -> list[Entry]:
                 now[name] = (stamp, look(root / name))
     if {name: one[0] for name, one in now.items()} != {name: one[0] for name, one in known.items()}:
         keep(root / CACHE, {"version": VERSION, "modules": now})
-    return [Entry(name, root / name, facts) for name, (_, facts) in now.items()]
-
-
-def walk(root: Path) -> Iterator[tuple[str, Stamp]]:
-    """(name, stamp) of each module. Links are not followed, for they may lead out of the folder."""
-    folders = [str(root)]
-    start = len(folders[0].rstrip(os.sep)) + 1
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as inner:
-                several = [one.path for one in inner if one.name[0] != "." and one.is_dir(follow_symlinks=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for path in several:
-            try:
-                seen = os.stat(f"{path}/module.json", follow_symlinks=False)
-                yield path[start:].replace(os.sep, "/"), [seen.st_mtime_ns, seen.st_size, seen.st_ino]
-            except FileNotFoundError:
-                folders.append(path)
+    return [Entry(name, root, facts) for name, (_, facts) in now.items()]
 
 
 def look(path: Path) -> dict[str, Any]:

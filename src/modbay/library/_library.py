@@ -1,6 +1,7 @@
 """A library: a folder of modules that outlive the runs that trained them. Its plain folders are all that it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ..errors import FileError, listed
 from . import _hub, _search, _sketch, _store, _verify
 from ._alike import Changes, alike, cosine
 from ._content import content
-from ._index import Entry, entries
+from ._index import Entry, entries, look
 from ._read import ModuleFile, read_module
 
 SHORT = 6  # digits of a content that are enough to look for it
@@ -41,18 +42,10 @@ class Library:
 
     def find(self, ref: str) -> Entry:
         """The one module of that name, name's end, or content."""
-        every = self.entries()
-        same = [one for one in every if one.name == ref] or [one for one in every if one.name.endswith(f"/{ref}")]
-        if not same and len(ref) >= SHORT:
-            same = [one for one in every if one.content.startswith(ref)]
-            same = same[:1] if len({one.content for one in same}) == 1 else same
-        if len(same) == 1:
-            return same[0]
-        if same:
-            raise FileError(f"{self.folder} has several modules {ref!r}: {listed(one.name for one in same)}.")
-        raise FileError(
-            f"{self.folder} has no module {ref!r}; there are {listed(one.name for one in every) or 'none'}."
-        )
+        with suppress(FileError):  # of a name that can't be one
+            if (path := _store.place(self.folder, ref)).joinpath("module.json").is_file():
+                return Entry(ref, self.folder, look(path))
+        return _one(self.folder, self.entries(), ref)
 
     def read(self, ref: str | Path) -> ModuleFile:
         """The record and the tensors of a module: of this library, or of any folder."""
@@ -79,9 +72,10 @@ class Library:
         they change at the sites that both have; of more than 256, only the 128 that a sketch finds most alike. near: a
         vector, or a module, by the cosine of example embeddings.
         """
+        every = self.entries()
         out = [
             one
-            for one in self.entries()
+            for one in every
             if _search.matches(one, text.split(), labels, base, kind, [_search.comparison(m) for m in metrics])
         ]
         if near is not None:
@@ -90,7 +84,8 @@ class Library:
                 raise FileError(f"near={near!r}: that module's record has no 'embedding' of its examples.")
             out = _search.nearest(out, vector)
         if like is not None:
-            mine = Changes(self.read(like))
+            inside = isinstance(like, str) and not (Path(like) / "module.json").is_file()
+            mine = Changes(self.read(_one(self.folder, every, like).path if inside else like))  # type: ignore[arg-type]
             out = list(self._scored(_sketch.closest(self.folder, out, mine, self.read), mine))
         if like is not None or near is not None:
             out.sort(key=lambda one: -(one.score or 0.0))
@@ -134,9 +129,17 @@ class Library:
                 out |= _store.add_bay(self.folder, one, one.name if name is None else name, replace)
         return out
 
-    def remove(self, ref: str) -> str:
-        """Take a module out, or a whole bay by its name; returns its name."""
-        name = ref if (_store.place(self.folder, ref) / "bay.json").is_file() else self.find(ref).name
+    def remove(self, ref: str, force: bool = False) -> str:
+        """Take a module out, or a whole bay by its name; returns its name. One that a composition in the library refers
+        to stays, unless `force`."""
+        if (_store.place(self.folder, ref) / "bay.json").is_file():
+            name, gone = ref, [one for one in self.entries() if one.name.startswith(f"{ref}/")]
+        else:
+            gone = [self.find(ref)]
+            name = gone[0].name
+        users = sorted({user for one in gone for user in _store.referring(self.folder, one.name, one.content)} - {name})
+        if users and not force:
+            raise FileError(f"{self.folder}: {listed(users)} refer to {name!r}: remove them first, or force it.")
         _store.remove(self.folder, name)
         return name
 
@@ -179,3 +182,17 @@ class Library:
     def pull(self, source: str | Path, *names: str, **hub: Any) -> list[str]:
         """Copy modules from another folder or a hub, each checked. replace, revision, subfolder, token: see push."""
         return _hub.pull(self.folder, str(source), names, **hub)
+
+
+def _one(folder: Path, every: Sequence[Entry], ref: str) -> Entry:
+    """The one of several that has a name's end, or a content."""
+    same = [one for one in every if f"/{one.name}".endswith(f"/{ref}")]
+    if not same and len(ref) >= SHORT:
+        same = [one for one in every if one.content.startswith(ref)]
+        same = same[:1] if len({one.content for one in same}) == 1 else same
+    if len(same) == 1:
+        return same[0]
+    if same:
+        raise FileError(f"{folder} has several modules {ref!r}: {listed(one.name for one in same)}.")
+    have = listed(one.name for one in every) or "none"
+    raise FileError(f"{folder} has no module {ref!r}; there are {have}.")

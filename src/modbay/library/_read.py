@@ -1,7 +1,7 @@
 """Reading a bay: what lies in its folder, every part of it checked before anything in a model changes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..abstract import Aggregator, Kind, Router
 from ..errors import FileError, listed
+from ._content import content
 from ._files import at_hand, inside, read_json, read_tensors, refuse_pickle, sha256
 from ._format import FORMAT, make
+from ._references import resolve
 from ._schema import check
 
 
@@ -69,7 +71,7 @@ def find_bays(folder: str | Path, allow_nan: bool = False) -> list[BayFile]:
         refuse_pickle(folder)
     if not folder.is_dir():
         raise FileError(f"{folder} is no folder: mb.load wants the folder that bay.save was given.")
-    names = sorted(path.name for path in folder.iterdir() if (path / "bay.json").exists())
+    names = sorted(path.name for path in folder.iterdir() if path.name[0] != "." and (path / "bay.json").exists())
     if not names:
         there = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
         hint = f" It is a bay's own folder: pass {folder.parent}." if (folder / "bay.json").exists() else ""
@@ -84,8 +86,24 @@ def read_bay(folder: str | Path, name: str, allow_nan: bool = False, only: Seque
     record, tensors = _pair(inside(path, "bay.json"), inside(path, "bay.safetensors"), allow_nan)
     if len(set(record["modules"])) < len(record["modules"]):
         raise FileError(f"{path}/bay.json lists a module twice: {record['modules']}.")
-    modules = {module: read_module(path, module, allow_nan) for module in (record["modules"] if only is None else only)}
-    return BayFile(name, path, record, modules, tensors)
+    wanted = record["modules"] if only is None else only
+    return BayFile(name, path, record, {one: _listed(path, one, record, allow_nan) for one in wanted}, tensors)
+
+
+def _listed(path: Path, name: str, record: Mapping[str, Any], allow_nan: bool) -> ModuleFile:
+    """A module of a bay, from its folder, or from the library that the bay refers to."""
+    said = record.get("references", {}).get(name)
+    if said is None:
+        return read_module(path, name, allow_nan)
+    at = resolve(path, name, said)
+    file = read_module(at.parent, at.name, allow_nan)
+    own = content(file.record, file.tensors)
+    if own != said["content"]:
+        raise FileError(
+            f"{at} is not the module {name!r} that {path}/bay.json refers to: its content is {own[:12]}…, not "
+            f"{said['content'][:12]}…. It is damaged: modbay library verify."
+        )
+    return replace(file, name=name)
 
 
 def read_module(path: Path, name: str, allow_nan: bool = False) -> ModuleFile:
@@ -104,13 +122,14 @@ def read_module(path: Path, name: str, allow_nan: bool = False) -> ModuleFile:
 
 def _pair(record_at: Path, tensors_at: Path, allow_nan: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A record and its tensors; both again, if someone wrote new ones meanwhile."""
+    text = lambda: record_at.read_bytes() if record_at.is_file() else b""
     while True:
-        record = checked(record_at)
+        before, record = text(), checked(record_at)
         try:
             tensors, wrong = _tensors(tensors_at, record, allow_nan), None
         except FileError as error:
             tensors, wrong = {}, error
-        if read_json(record_at) == record:
+        if text() == before:
             if wrong is not None:
                 raise wrong
             return record, tensors

@@ -38,6 +38,7 @@ BAY = {
     "position": int, "modules": [str], "names": [str], "router": {"per_site": bool, **PART},
     "aggregator": {"per_site": bool, **PART}, "sometimes": bool, "add_losses": bool, "sites": {str: SITE},
     "shared": {str: str}, "base": {"tensors": {str: object}, **BASE}, "sha256?": HASH, "empty?": bool,
+    "references?": {str: {"content": HASH, "at": str}},
 }  # fmt: skip
 
 

@@ -123,6 +123,11 @@ def _unhashed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("sha256", "empty")}
 
 
+def _unreferred(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a bay whose modules lie in its own folder."""
+    return {key: value for key, value in record.items() if key != "references"}
+
+
 def add_bay(root: Path, file: BayFile, name: str, replace: bool, card: Card | None = None) -> dict[str, str]:
     """Put a copy of a bay into a library, router and aggregator too; returns the content of its modules, by name."""
     path = place(root, name)
@@ -141,7 +146,7 @@ def add_bay(root: Path, file: BayFile, name: str, replace: bool, card: Card | No
                     shutil.copyfile(at_hand(file.path / "bay.safetensors", file.record), new / "bay.safetensors")
                     with open(new / "bay.safetensors", "rb+") as copied:
                         os.fsync(copied.fileno())
-                write_json(new / "bay.json", file.record)
+                write_json(new / "bay.json", _unreferred(file.record))
                 os.rename(new, path)
                 settle(path.parent)
                 return out
@@ -173,7 +178,17 @@ def _bay_over(path: Path, file: BayFile, records: Mapping[str, dict[str, Any]], 
         add_module(path, one, module, replace)
     if renew:
         with locked(path):
-            write_pair(path / "bay.safetensors", path / "bay.json", _unhashed(file.record), file.tensors)
+            write_pair(path / "bay.safetensors", path / "bay.json", _unhashed(_unreferred(file.record)), file.tensors)
+
+
+def referring(root: Path, name: str, own: str) -> list[str]:
+    """The compositions in a library that refer to a module: by where it is, and what it is."""
+    out = []
+    for folder in _folders(root):
+        said = read_json(folder / "bay.json").get("references", {}) if (folder / "bay.json").exists() else {}
+        if any(one.get("at") == name and one.get("content") == own for one in said.values()):
+            out.append(folder.relative_to(root).as_posix())
+    return out
 
 
 def remove(root: Path, name: str) -> None:

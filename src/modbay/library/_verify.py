@@ -7,8 +7,8 @@ from torch import nn
 
 from ..errors import FileError, ModbayError, listed
 from ._content import content
+from ._files import walk
 from ._fingerprint import compare
-from ._index import walk
 from ._places import find_places
 from ._read import checked, read_bay, read_module, whole
 
@@ -53,7 +53,12 @@ def of_bay(path: Path) -> str:
     try:
         file = read_bay(path.parent, path.name, only=[])
         whole(path / "bay.safetensors", file.record)
-        gone = [name for name in file.record["modules"] if not (path / name / "module.json").exists()]
+        gone, references = [], file.record.get("references", {})
+        for name in file.record["modules"]:
+            if name in references:
+                read_bay(path.parent, path.name, only=[name])
+            elif not (path / name / "module.json").exists():
+                gone.append(name)
         return f"bay.json lists {listed(gone)}, which are not there" if gone else ""
     except ModbayError as error:
         return str(error)

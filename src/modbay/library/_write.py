@@ -3,6 +3,8 @@
 Format 1. One folder a module, which stands alone: it can be sent, kept and deleted by itself.
 """
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +18,20 @@ from ..errors import BaseMismatch, BayError, FileError, listed
 from ..seams import Fitting
 from ._about import About, remembered, told
 from ._content import content
-from ._files import inside, read_json, write_json, write_pair
+from ._files import aside, inside, read_json, write_json, write_pair
 from ._fingerprint import fingerprint
 from ._format import FORMAT, describe, written_by
+from ._index import entries
 from ._locks import locked
 from ._places import site_record
+from ._store import place
 
 
-def save(folder: str | Path, fitting: Fitting, *names: str, about: About | None = None) -> Path:
-    """Write the bay and its modules, or only those named, and return the bay's folder.
+def save(
+    folder: str | Path, fitting: Fitting, *names: str, about: About | None = None, library: str | Path | None = None
+) -> Path:
+    """Write the bay and its modules, or only those named, and return the bay's folder. library: where modules go, which
+    the bay's folder then refers to by their content.
 
     Modules that are not named are not touched, on disk or in the listing. Each module is the old or the new, whenever
     this is cut short. Raises BayError for an unknown name or while something is folded, BaseMismatch if the folder
@@ -39,6 +46,10 @@ def save(folder: str | Path, fitting: Fitting, *names: str, about: About | None 
     chosen = [name for name in own if name in names] if names else list(own)
     said = told(about, chosen)
     path = inside(Path(folder), state.name)
+    if library is not None and path.resolve() == (Path(library) / state.name).resolve():
+        raise FileError(
+            f"save({str(folder)!r}, library={str(library)!r}): modules would lie where they are referred to."
+        )
     records = [
         (name, *_module(fitting, name, base, said.get(name, {}))) for name in chosen
     ]  # what can't be written raises before anything is
@@ -50,14 +61,44 @@ def save(folder: str | Path, fitting: Fitting, *names: str, about: About | None 
                 f"{path} holds modules that were made on another base ({before.get('base', {}).get('digest')}) than "
                 f"this one ({base['digest']}): save {listed(names)} into a folder of their own."
             )
+        known = {} if library is None else {one.content: one.name for one in entries(Path(library))}
+        references: dict[str, dict[str, str]] = {}
         for name, record, tensors in records:
-            write_pair(inside(path, name, "module.safetensors"), inside(path, name, "module.json"), record, tensors)
+            if library is None:
+                write_pair(inside(path, name, "module.safetensors"), inside(path, name, "module.json"), record, tensors)
+            else:
+                own = record["content"]
+                at = known.get(own) or _shelve(Path(library), f"{state.name}/{name}", record, tensors)
+                references[name] = {"content": own, "at": at}
             remember(state, name, record, False)
         if before is None:
+            head = ({**head[0], **({"references": references} if references else {})}, head[1])
             write_pair(inside(path, "bay.safetensors"), inside(path, "bay.json"), *head)
-        elif new := [name for name in chosen if name not in before["modules"]]:
-            write_json(inside(path, "bay.json"), {**before, "modules": [*before["modules"], *new]})
+        else:
+            new = [name for name in chosen if name not in before["modules"]]
+            old = {key: said for key, said in before.get("references", {}).items() if key not in chosen}
+            if new or {**old, **references} != before.get("references", {}):
+                more = {"modules": [*before["modules"], *new], "references": {**old, **references}}
+                write_json(inside(path, "bay.json"), {**before, **more})
+        for own in [inside(path, name) for name in references]:  # of a bay that had its modules itself
+            if own.exists():
+                gone = aside(own)
+                os.rename(own, gone)
+                shutil.rmtree(gone)
     return path
+
+
+def _shelve(library: Path, name: str, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Put a module into a library, under its name or, if another has that, with its content in it; returns the name."""
+    for at in (name, f"{name}-{record['content'][:12]}"):
+        path = place(library, at)
+        with locked(path.parent):
+            if not (path / "module.json").exists():
+                write_pair(path / "module.safetensors", path / "module.json", record, tensors)
+                return at
+            if read_json(path / "module.json").get("content") == record["content"]:
+                return at
+    raise FileError(f"{library} has another module {name!r}, and one of that content: save it under another name.")
 
 
 def remember(state: BayState, name: str, record: Mapping[str, Any], loaded: bool) -> None:
