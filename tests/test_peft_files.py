@@ -113,12 +113,14 @@ CASES = {
             target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True
         ),
     ),
+    "(IA)³ at Conv2d": (Picture, lambda: peft.IA3Config(**CONV, feedforward_modules=["second"])),
     "layer norms": (bert, lambda: peft.LNTuningConfig(**HEAD, target_modules=["LayerNorm"])),
     "RMS norms": (llama, lambda: peft.LNTuningConfig(target_modules=["input_layernorm"])),
     "adalora": (
         bert,
         lambda: peft.AdaLoraConfig(**HEAD, init_r=5, target_r=3, lora_alpha=6, total_step=100, target_modules=QV),
     ),
+    "adalora at Conv2d": (Picture, lambda: peft.AdaLoraConfig(init_r=4, target_r=2, total_step=100, **CONV)),
     "vera": (bert, lambda: peft.VeraConfig(**HEAD, r=8, target_modules=QV)),
     "vera at Conv1D": (gpt2, lambda: peft.VeraConfig(r=8, target_modules=["c_attn", "mlp.c_fc"], fan_in_fan_out=True)),
     "loha": (bert, lambda: peft.LoHaConfig(**HEAD, r=3, alpha=5, target_modules=QV)),
@@ -129,6 +131,7 @@ CASES = {
         lambda: peft.LoKrConfig(**HEAD, r=2, alpha=9, decompose_both=True, decompose_factor=8, target_modules=QV),
     ),
     "lokr at Conv2d": (Picture, lambda: peft.LoKrConfig(r=3, alpha=5, **CONV)),
+    "lokr of two factors at Conv2d": (Picture, lambda: peft.LoKrConfig(r=1, decompose_factor=2, **CONV)),
     "prompt": (llama, lambda: peft.PromptTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
     "prompt and head": (bert, lambda: peft.PromptTuningConfig(**PROMPT, **HEAD)),
     "p-tuning": (llama, lambda: peft.PromptEncoderConfig(**PROMPT, task_type="CAUSAL_LM", encoder_hidden_size=16)),
@@ -232,6 +235,43 @@ def test_several_of_one_folder_in_a_mixed_batch(tmp_path):
         for i, name in enumerate(("de", "en")):
             theirs.set_adapter(name)
             torch.testing.assert_close(mixed[i], theirs(input_ids=IDS).logits[i], **CLOSE)
+
+
+def test_a_file_that_begins_as_a_pickle_does(tmp_path):
+    """The length of a safetensors header may be 0x0280, which are a pickle's first bytes."""
+    base, wanted = trained("lora", tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    for n in range(0, 1 << 9, 8):
+        save_file(load_file(path), path, {"note": "x" * n})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    mb.load(base, tmp_path)
+    torch.testing.assert_close(run(base), wanted, **CLOSE)
+
+
+def test_layer_norms_at_what_is_none(tmp_path):
+    """peft copies any layer that it is told to tune."""
+    torch.manual_seed(0)
+    base = Picture().eval()
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=["head"])).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn_like(p))
+    theirs.save_pretrained(tmp_path)
+    mb.load(base, tmp_path)
+    torch.testing.assert_close(run(base), run(theirs), **CLOSE)
+
+
+def test_a_convolution_with_groups_is_refused(tmp_path):
+    base = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
+    peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, target_modules=["0"])).save_pretrained(tmp_path)
+    with pytest.raises(FileError, match="mixes the groups"):
+        mb.load(base, tmp_path)
+    bay = mb.attach(base, at="0", modules={"m": mb.LoRA(4)})
+    with pytest.raises(CompositionError, match="groups"):
+        bay.export(tmp_path / "out")
 
 
 def test_a_headless_base_and_one_with_a_head(tmp_path):

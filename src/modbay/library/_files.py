@@ -177,8 +177,11 @@ def _declared(path: Path) -> int | None:
 def refuse_pickle(path: Path) -> None:
     """Raise FileError if the file is a pickle, by its name or by its first bytes."""
     with open(path, "rb") as file:
-        start = file.read(4)
-    if path.suffix in PICKLES or start.startswith(MAGIC):
+        start = file.read(9)
+    sound = (
+        start[4:] == b"\0\0\0\0{"
+    )  # safetensors: a header's length, which may begin as a pickle does, and the header
+    if path.suffix in PICKLES or (start.startswith(MAGIC) and not sound):
         raise FileError(_pickle(path))
 
 

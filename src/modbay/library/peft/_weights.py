@@ -1,6 +1,8 @@
 """peft's changes of weights: LoRA with its options, AdaLoRA, VeRA, LoHa, LoKr, (IA)³, layer norms, biases, whole
 copies. The formulas are the kinds' own; here stand the names of the tensors, and where peft counts otherwise."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +40,11 @@ def lora(source: Source) -> None:
         site = source.site(path)
         b = b.flatten(1)
         rank = a.shape[0]
+        if getattr(source.modules[site], "groups", 1) > 1:
+            raise FileError(
+                f"{source.path}: at {path!r}, a convolution with groups, peft's A mixes the groups, and no change of "
+                f"the weight there does. Load it with peft itself, or train mb.LoRA({rank}) there."
+            )
         alpha = source.number("lora_alpha", 8, path, "alpha_pattern")
         if dora:
             (length,) = source.needs(path, own, "lora_magnitude_vector")
@@ -126,7 +133,7 @@ def adalora(source: Source) -> None:
         source.keep(
             path,
             AdaLoRA(rank, alpha / (begun + 1e-5) * rank, float(source.number("orth_reg_weight", 0.5))),
-            P=p, Q=q, values=values.flatten(), share=torch.full((1,), 1 / (2 * len(sites)), dtype=q.dtype),
+            P=p, Q=q.view(_kernel(source, path, rank)), values=values.flatten(), share=torch.full((1,), 1 / (2 * len(sites)), dtype=q.dtype),
         )  # fmt: skip
 
 
@@ -166,6 +173,10 @@ def lokr(source: Source) -> None:
             else:
                 left, right = source.needs(path, own, f"{whole}_a", f"{whole}_b")
                 params |= {f"{ours}_left": left, f"{ours}_right": right}
+        if "D_right" in params:  # (r, i₂, *kernel), which peft keeps flat
+            first = params["C" if "C" in params else "C_right"].shape[1]
+            _, inputs, *kernel = _kernel(source, path, 1)
+            params["D_right"] = params["D_right"].unflatten(1, (inputs // first, *kernel))
         rank = int(source.number("r", 8, path, "rank_pattern"))
         alpha = float(source.number("alpha", 8, path, "alpha_pattern"))
         both = source.get("decompose_both", bool, False)
@@ -198,10 +209,14 @@ def vera(source: Source) -> None:
 
 
 def ia3(source: Source) -> None:
-    """One vector a module: of the inputs where it lies in a row, of the outputs where it stands in a column."""
+    """One vector a module: of the inputs where it lies in a row, of the outputs where it stands in a column; at a
+    convolution both are (1, n, 1 …), and `feedforward_modules` says which."""
+    into = source.get("feedforward_modules", (str, list), [])
     for path, own in source.by_path(("ia3_l",)).items():
         (scale,) = own.values()
         entering = scale.shape[0] == 1 and scale.numel() > 1
+        if scale.ndim > 2:
+            entering = bool(re.fullmatch(into, path)) if isinstance(into, str) else path.endswith(tuple(into))
         source.keep(path, IA3("input" if entering else "output"), l=scale.flatten())
 
 
@@ -212,7 +227,7 @@ def layer_norms(source: Source) -> None:
         site = source.site(path)
         gain, shift = source.own(site, "weight"), source.own(site, "bias")
         weight, bias = own.get("ln_tuning_layers.weight"), own.get("ln_tuning_layers.bias")
-        if weight is None or gain is None or not bool(gain.all()):
+        if weight is None or gain is None or gain.ndim > 1 or not bool(gain.all()):  # peft copies any layer it is at
             source.keep(path, Full(), **{k.rpartition(".")[2]: t for k, t in own.items()})
             continue
         kept = {"gain": weight / gain.to(weight) - 1}

@@ -25,6 +25,8 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
     for site, kind in sites.items():
         own = dict(draft.params[site])
         a, b = own["A"], own["B"]
+        if getattr(draft.places[site].target, "groups", 1) > 1:
+            raise draft.refuse(site, "the convolution has groups, which peft's A mixes")
         factor = kind.factor if isinstance(kind, LoRA) else _factor(kind)
         if "A0" in own:  # what was taken from the weight is subtracted: both in one, of twice the rank
             a, b = torch.cat([a, own["A0"].to(a)]), torch.cat([b, -own["B0"].to(b)], 1)
@@ -160,7 +162,11 @@ def ia3(draft: Draft, sites: Mapping[str, Kind]) -> None:
     entering = {site: kind for site, kind in sites.items() if kind.enters}
     for site, kind in sites.items():
         scale = draft.params[site]["l"]
-        draft.put(site, ia3_l=scale.unsqueeze(0) if kind.enters else scale.unsqueeze(1))
+        if draft.form(site) == "convolution":  # (1, n, 1 …), of inputs and outputs alike
+            scale = scale.view(1, -1, *[1] * (draft.places[site].site.weight.ndim - 2))
+        else:
+            scale = scale.unsqueeze(0 if kind.enters else 1)
+        draft.put(site, ia3_l=scale)
     targets = draft.target(sites)
     into = draft.target(entering) if entering else []
     if not set(into) <= set(targets):
