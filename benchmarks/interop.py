@@ -34,11 +34,15 @@ convert`.
 guest = mb.load(model, "their-lora/")["peft"]  # or name="…"
 guest.export("ours/")  # peft's format again
 guest.export("served/", format="lora", rank=16)  # plain LoRA, for engines that serve it; returns the error by site
+guest.export("served/own.gguf", format="gguf")  # the same for llama.cpp (pip install 'modbay[gguf]')
 ```
 
 What a format can't hold is refused before anything is written. `format="lora"` is exact for updates of low rank
 (scales are folded in, ranks filled up with zeros to one for all layers), else the nearest of a rank, or of the lowest
 whose error ‖ΔW − B A‖/‖ΔW‖ is at most `error`; task heads go to `heads.safetensors` beside it.
+`format="gguf"` writes the same updates under llama.cpp's names of the weights, rows in its order where it turns
+neighbouring features by rotary positions; what llama.cpp passes over or can't load (heads, biases, tied embeddings,
+fused experts, models whose weights it reshapes) is refused.
 
 ## Round trips with peft
 

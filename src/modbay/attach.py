@@ -462,9 +462,10 @@ class Bay:
     ) -> dict[str, float]:  # fmt: skip
         """Write a module, the one there is unless named, into FOLDER as others load it; returns errors by site.
 
-        format: "peft", exactly; or "lora", plain LoRA for the engines that serve it (vLLM, LoRAX): exact where the
-        module is of low rank, else the nearest of a `rank`, or of the lowest whose relative error ‖ΔW − B A‖/‖ΔW‖ is at
-        most `error`. Raises CompositionError for what a format can't hold, or a larger error; nothing is written then.
+        format: "peft", exactly; "lora", plain LoRA for the engines that serve it (vLLM, LoRAX); or "gguf", the same for
+        llama.cpp, as FOLDER/NAME.gguf or a file that ends so. These two are exact where the module is of low rank, else
+        the nearest of a `rank`, or of the lowest whose relative error ‖ΔW − B A‖/‖ΔW‖ is at most `error`. Raises
+        CompositionError for what a format can't hold, or a larger error; nothing is written then.
         """
         if name is None and len(self.names()) != 1:
             raise BayError(

@@ -25,6 +25,8 @@ app.add_typer(library, name="library")
 EXTRAS = {  # what brings a package that some commands need
     "huggingface_hub": "hf", "transformers": "hf", "accelerate": "hf", "datasets": "hf",
     "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train", "matplotlib": "plot",
+    "transformers": "hf", "accelerate": "hf", "datasets": "hf",
+    "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train", "matplotlib": "plot", "gguf": "gguf",
 }  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -591,7 +593,7 @@ def fold(
 def convert(
     modules: Annotated[Path, typer.Argument(help="A folder that bay.save wrote, or a checkpoint of peft's.")],
     out: Annotated[Path, typer.Argument(help="The folder that is written.")],
-    to: Annotated[str, typer.Option("--to", help="modbay, peft, or lora: plain LoRA for the engines that serve it.")],
+    to: Annotated[str, typer.Option("--to", help="modbay, peft, lora (plain, for the engines that serve it) or gguf.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The base: a folder, or its id on the hub.")],
     name: Annotated[str | None, typer.Option("--name", help="Only this module of several.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="Of a plain LoRA; the lowest that will do.")] = None,
@@ -606,6 +608,7 @@ def convert(
     modbay convert my-peft-lora/ modules/ --to modbay --model llama/
     modbay convert modules/ out/ --to peft --model llama/ --name de
     modbay convert modules/ served/ --to lora --model llama/ --rank 16      for vLLM, LoRAX …
+    modbay convert modules/ de.gguf --to gguf --model llama/ --name de      for llama.cpp
     """
     from ._convert import run
 

@@ -20,7 +20,8 @@ def run(
     if out.exists() and not overwrite:
         fail(f"OUT={out}: that is there already. Choose another name, or --overwrite.")
     net = weighed(model)
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    single = to == "gguf" and out.suffix == ".gguf"  # a file, not a folder
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp{out.suffix if single else ''}")
     errors: dict[str, float] = {}
     try:
         bays = load(net, modules, base=base)
@@ -32,18 +33,22 @@ def run(
             if not found:
                 there = ", ".join(own for one in bays.values() for own in one.names())
                 fail(f"--name {name}: there is no such module in {modules}; there are {there}.")
+            if single and len(found) > 1:
+                fail(f"OUT={out}: one file holds one module. Give --name, or a folder. Nothing was written.")
             for one, own in found:
-                where = aside if len(found) == 1 else aside / own
+                where = aside if len(found) == 1 or to == "gguf" else aside / own
                 for site, lost in one.export(where, own, to, rank, error).items():
                     errors[site if len(found) == 1 else f"{own}: {site}"] = lost
-        if out.exists():
+        if out.is_dir():
             shutil.rmtree(out)
-        os.rename(aside, out)
+        os.replace(aside, out)
     except ModbayError as problem:
         fail(f"{problem} Nothing was written.")
     except OSError as problem:
         fail(f"{problem.filename or out}: {problem.strerror or problem}. Nothing was written.")
     finally:
+        if single:
+            aside.unlink(missing_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
     if as_json:
         print(json.dumps({"folder": str(out), "format": to, "errors": errors}, indent=1, ensure_ascii=False))
@@ -53,4 +58,4 @@ def run(
         rows = [(site, f"{lost:.2e}") for lost, site in worst[:8]]
         console().print(table(("the largest errors are at", "‖ΔW − B A‖/‖ΔW‖"), rows, right=("‖ΔW − B A‖/‖ΔW‖",)))
     exact = "" if worst or not errors else ", exactly"
-    console().print(f"{out}/ holds {modules} as {to}{exact}.", soft_wrap=True)
+    console().print(f"{out}{'' if single else '/'} holds {modules} as {to}{exact}.", soft_wrap=True)

@@ -11,9 +11,10 @@ from ..types import Params
 from . import peft
 from ._files import read_json, refuse_pickle
 from ._foreign import Foreign
+from ._gguf import write_gguf
 from ._write import unfolded
 
-FORMATS = ("peft", "lora")
+FORMATS = ("peft", "lora", "gguf")
 
 
 def find_foreign(folder: Path) -> dict[str, Path]:
@@ -54,6 +55,8 @@ def export(
     unfolded(fitting.session, "export")
     if format == "lora":
         return peft.write_plain(Path(folder), fitting, name, rank, error)
+    if format == "gguf":
+        return write_gguf(Path(folder), fitting, name, rank, error)
     kinds: dict[str, Kind] = {}
     params: dict[str, Params] = {}
     for site, modular in fitting.modulars.items():

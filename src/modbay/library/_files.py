@@ -37,7 +37,7 @@ def inside(folder: Path, *names: str) -> Path:
     return path
 
 
-def _replace(path: Path, write: Callable[[Path], Any], named: Callable[[Path], Path] | None = None) -> Path:
+def replaced(path: Path, write: Callable[[Path], Any], named: Callable[[Path], Path] | None = None) -> Path:
     """Write beside the file, and put it in its place when it is safely on disk: `path`, or what `named` makes of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = aside(path)
@@ -76,14 +76,14 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    _replace(path, lambda temporary: temporary.write_bytes(text.encode()))
+    replaced(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], named: Callable[[Path], Path] | None = None) -> Path:
     """Write a safetensors file."""
     own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        return _replace(path, lambda temporary: save_file(own, temporary, {"format": "pt"}), named)
+        return replaced(path, lambda temporary: save_file(own, temporary, {"format": "pt"}), named)
     except SafetensorError as error:  # a full disk, say
         raise OSError(0, str(error), str(path)) from None
 

@@ -1,6 +1,7 @@
 """Checkpoints of peft, in and out: adapter_config.json and adapter_model.safetensors."""
 
 from ._draft import Draft as Draft
+from ._plain import plain_parts as plain_parts
 from ._plain import write_plain as write_plain
 from ._read import read as read
 from ._source import CONFIG as CONFIG

@@ -2,6 +2,7 @@
 factor of one, no biases, patterns or heads inside. What is no such update becomes the nearest one."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,21 @@ def write_plain(folder: Path, fitting: Fitting, name: str, rank: int | None, err
     A task's head is no update of a weight that an engine would load: it goes to heads.safetensors, beside it.
     Raises CompositionError for what is no change of a weight, an offset of a bias, or an error that is too large.
     """
+    made, heads = plain_parts(fitting, name, rank, error, "lora")
+    dtype = {site: fitting.places[site].site.dtype for site in made}
+    params = {site: {"A": one.a.to(dtype[site]), "B": one.b.to(dtype[site])} for site, one in made.items()}
+    kind = LoRA(next(iter(made.values())).b.shape[-1])
+    write(folder, Draft(name, fitting.model, fitting.places, dict.fromkeys(made, kind), params))
+    if heads:
+        write_tensors(folder / HEADS, heads)
+        LOG.warning("%s: engines load no heads with a LoRA; %s has those of %s.", folder, HEADS, ", ".join(heads))
+    return {site: one.error for site, one in made.items()}
+
+
+def plain_parts(
+    fitting: Fitting, name: str, rank: int | None, error: float, format: str
+) -> tuple[dict[str, Plain], dict[str, Tensor]]:
+    """(a low-rank update at each site, all of one rank; the tensors of heads)."""
     made: dict[str, Plain] = {}
     heads: dict[str, Tensor] = {}
     for site, modular in fitting.modulars.items():
@@ -35,32 +51,27 @@ def write_plain(folder: Path, fitting: Fitting, name: str, rank: int | None, err
         if isinstance(part.kind, Head) or (isinstance(part.kind, Full) and _is_head(fitting.model, site)):
             heads |= {f"{site}.{key.replace('/', '.')}": t.detach() for key, t in part.tensors().items()}
             continue
-        made[site] = _one(fitting, site, part, rank, error)
+        made[site] = _one(fitting, site, part, rank, error, format)
     if not made:
-        raise CompositionError(f"export of module {name!r} as lora: it changes no weight.")
+        raise CompositionError(f"export of module {name!r} as {format}: it changes no weight.")
     r = max(one.b.shape[-1] for one in made.values())
-    dtype = {site: fitting.places[site].site.dtype for site in made}
-    params = {site: {"A": _padded(one.a, r, one.b.ndim - 2).to(dtype[site]),
-                     "B": _padded(one.b, r, one.b.ndim - 1).to(dtype[site])} for site, one in made.items()}  # fmt: skip
-    kind = LoRA(r)
-    write(folder, Draft(name, fitting.model, fitting.places, dict.fromkeys(made, kind), params))
-    if heads:
-        write_tensors(folder / HEADS, heads)
-        LOG.warning("%s: engines load no heads with a LoRA; %s has those of %s.", folder, HEADS, ", ".join(heads))
-    return {site: one.error for site, one in made.items()}
+    for site, one in made.items():
+        a, b = _padded(one.a, r, one.b.ndim - 2), _padded(one.b, r, one.b.ndim - 1)
+        made[site] = replace(one, a=a, b=b)
+    return made, heads
 
 
-def _one(fitting: Fitting, site: str, part: Part, rank: int | None, error: float) -> Plain:
+def _one(fitting: Fitting, site: str, part: Part, rank: int | None, error: float, format: str) -> Plain:
     place = fitting.places[site]
     if place.site.form not in ("linear", "transposed", "embedding", "convolution", "experts"):
         raise CompositionError(
-            f"export as lora at site {site!r} ({type(place.target).__name__}): there is no weight there that a LoRA "
-            f"could change. Serve it with modbay."
+            f"export as {format} at site {site!r} ({type(place.target).__name__}): there is no weight there that a "
+            f"LoRA could change. Serve it with modbay."
         )
     one = as_lora(place, part, rank, error)
     if one.bias is not None and bool(one.bias.any()):
         raise CompositionError(
-            f"export as lora at site {site!r}: {type(part.kind).__name__} moves the bias, which plain LoRA can't. "
+            f"export as {format} at site {site!r}: {type(part.kind).__name__} moves the bias, which plain LoRA can't. "
             f"format='peft' keeps it; or fold it into the base."
         )
     return one
