@@ -86,7 +86,7 @@ def main() -> None:
         alike = lambda: Library(folder).search(like="m00077", limit=10)
         timed("search by what modules change, the first: sketches are made", alike, 1)
         assert timed("search by what modules change", alike)[0].name == "many/m00077"
-        timed("show", lambda: (lib := Library(folder)).read(lib.find("m00077").path))
+        timed("show", lambda: (lib := Library(folder)).read(lib.find("many/m00077").path))
         timed("verify", lambda: Library(folder).verify(), 1)
         timed("gc", lambda: Library(folder).gc(), 1)
         command = [sys.executable, "-m", "modbay", "library", "list", "--json", "--library", str(folder)]

@@ -69,7 +69,7 @@ class Library:
         text: words that are in its name, labels, data, licence or notes. labels: {"language": "en"}, or values of any
         label. base: a part of the base's name or class, or the first digits of its digest. kind: a class, or a part of
         it with its arguments. metrics: "accuracy>0.8"; also < >= <= = !=. like: a module, by the cosine of what it and
-        they change at the sites that both have; of more than 256, only the 128 that a sketch finds most alike. near: a
+        they change at the sites that both have; of more than 256, only the 64 that a sketch finds most alike. near: a
         vector, or a module, by the cosine of example embeddings.
         """
         every = self.entries()

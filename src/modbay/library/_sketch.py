@@ -27,7 +27,7 @@ from ._index import Entry, keep
 CACHE = Path(".index", "likeness.json")
 SIZE = 256
 FEW = 256  # modules up to which all exact cosines are computed
-CHOSEN = 128  # of more
+CHOSEN = 64  # of more
 
 
 def closest(root: Path, several: Sequence[Entry], mine: Changes, read: Callable[[Path], Any]) -> list[Entry]:
