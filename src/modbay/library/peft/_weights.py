@@ -133,7 +133,8 @@ def adalora(source: Source) -> None:
         source.keep(
             path,
             AdaLoRA(rank, alpha / (begun + 1e-5) * rank, float(source.number("orth_reg_weight", 0.5))),
-            P=p, Q=q.view(_kernel(source, path, rank)), values=values.flatten(), share=torch.full((1,), 1 / (2 * len(sites)), dtype=q.dtype),
+            P=p, Q=q.view(_kernel(source, path, rank)), values=values.flatten(),
+            share=torch.full((1,), 1 / (2 * len(sites)), dtype=q.dtype),
         )  # fmt: skip
 
 
