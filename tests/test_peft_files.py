@@ -63,6 +63,14 @@ class Picture(nn.Module):
         return self.head(self.second(x).mean((2, 3)))
 
 
+class Grouped(Picture):
+    """Its second convolution has groups, with inputs of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Conv2d(6, 8, 3, stride=2, groups=2)
+
+
 QV, HEAD = ["query", "value"], {"task_type": "SEQ_CLS"}
 LORA, PROMPT = {"r": 4, "lora_alpha": 6}, {"num_virtual_tokens": 5}
 CONV = {"target_modules": ["first", "second"]}
@@ -114,8 +122,10 @@ CASES = {
         ),
     ),
     "(IA)³ at Conv2d": (Picture, lambda: peft.IA3Config(**CONV, feedforward_modules=["second"])),
+    "(IA)³ at groups": (Grouped, lambda: peft.IA3Config(**CONV, feedforward_modules=["second"])),
     "layer norms": (bert, lambda: peft.LNTuningConfig(**HEAD, target_modules=["LayerNorm"])),
     "RMS norms": (llama, lambda: peft.LNTuningConfig(target_modules=["input_layernorm"])),
+    "layer norms at others": (Picture, lambda: peft.LNTuningConfig(target_modules=["first", "head"])),
     "adalora": (
         bert,
         lambda: peft.AdaLoraConfig(**HEAD, init_r=5, target_r=3, lora_alpha=6, total_step=100, target_modules=QV),
@@ -125,6 +135,7 @@ CASES = {
     "vera at Conv1D": (gpt2, lambda: peft.VeraConfig(r=8, target_modules=["c_attn", "mlp.c_fc"], fan_in_fan_out=True)),
     "loha": (bert, lambda: peft.LoHaConfig(**HEAD, r=3, alpha=5, target_modules=QV)),
     "loha at Conv2d": (Picture, lambda: peft.LoHaConfig(r=3, alpha=5, **CONV)),
+    "loha at groups": (Grouped, lambda: peft.LoHaConfig(r=3, alpha=5, **CONV)),
     "lokr": (bert, lambda: peft.LoKrConfig(**HEAD, r=3, alpha=5, target_modules=[*QV, "intermediate.dense"])),
     "lokr of two factors": (
         bert,
@@ -132,6 +143,7 @@ CASES = {
     ),
     "lokr at Conv2d": (Picture, lambda: peft.LoKrConfig(r=3, alpha=5, **CONV)),
     "lokr of two factors at Conv2d": (Picture, lambda: peft.LoKrConfig(r=1, decompose_factor=2, **CONV)),
+    "lokr at groups": (Grouped, lambda: peft.LoKrConfig(r=1, decompose_factor=2, **CONV)),
     "prompt": (llama, lambda: peft.PromptTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
     "prompt and head": (bert, lambda: peft.PromptTuningConfig(**PROMPT, **HEAD)),
     "p-tuning": (llama, lambda: peft.PromptEncoderConfig(**PROMPT, task_type="CAUSAL_LM", encoder_hidden_size=16)),
@@ -248,20 +260,6 @@ def test_a_file_that_begins_as_a_pickle_does(tmp_path):
     assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     mb.load(base, tmp_path)
     torch.testing.assert_close(run(base), wanted, **CLOSE)
-
-
-def test_layer_norms_at_what_is_none(tmp_path):
-    """peft copies any layer that it is told to tune."""
-    torch.manual_seed(0)
-    base = Picture().eval()
-    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=["head"])).eval()
-    with torch.no_grad():
-        for p in theirs.parameters():
-            if p.requires_grad:
-                p.add_(0.3 * torch.randn_like(p))
-    theirs.save_pretrained(tmp_path)
-    mb.load(base, tmp_path)
-    torch.testing.assert_close(run(base), run(theirs), **CLOSE)
 
 
 def test_a_convolution_with_groups_is_refused(tmp_path):

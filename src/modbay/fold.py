@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type
-from .deltas import Affine, After, Beside, Bias, InputScale, Kronecker, LowRank, Scale, Sum
+from .deltas import Affine, After, Beside, Bias, Kronecker, LowRank, Scale, Sum
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
@@ -22,7 +22,7 @@ from .seams import Fitting, Place
 # Exact types: a subclass of Linear need not be affine. GPT-2's Conv1D is known by its site's form.
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, *NORMS)
-MIXING = (LowRank, InputScale, After, Beside)  # whose ΔW is no weight of a convolution of groups
+MIXING = (LowRank, After, Beside)  # whose ΔW is no weight of a convolution of groups
 OUTPUT = (LowRank, Kronecker, Bias, Scale, After, Beside)  # that read x and f(x) alone
 ALONE = (WeightedSum, ParameterAverage, Mixture, Sequence)  # one module at weight one is that module, exactly
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..abstract import ParameterComposition, Site
-from ..deltas import LowRank
+from ..deltas import Dense, LowRank
 from ..types import Params, System
 from ._common import factors, positive, uniform
 
@@ -22,6 +22,7 @@ class LoHa(ParameterComposition):
 
     rank: r. alpha: α; the rank if None, so that the factor is one. The product is itself B A of rank r², with rows
     A₁[p] ⊙ A₂[q] and columns B₁[p] ⊙ B₂[q], and is never materialised: choose r well below √(width).
+    At a convolution with groups the product is of the weight's shape, and dense.
     Differs: at a convolution, peft's `use_effective_conv2d` is not here. At a Linear, Conv1D, Conv or Embedding; raises
     CompositionError elsewhere.
     """
@@ -47,8 +48,12 @@ class LoHa(ParameterComposition):
         a, b = factors(site, self.rank, "LoHa")
         return {"A1": uniform(site, a), "B1": uniform(site, b), "A2": site.zeros(*a), "B2": uniform(site, b)}
 
-    def delta(self, params: Params, site: Site) -> LowRank:
+    def delta(self, params: Params, site: Site) -> LowRank | Dense:
         axis = params["B1"].ndim - 2  # that of the rank in A: 1 in a group
         a = (params["A1"].unsqueeze(axis + 1) * params["A2"].unsqueeze(axis)).flatten(axis, axis + 1)
         b = (params["B1"].unsqueeze(-1) * params["B2"].unsqueeze(-2)).flatten(-2)
-        return LowRank(a, b, 1.0 if self.alpha is None else self.alpha / self.rank)
+        factor = 1.0 if self.alpha is None else self.alpha / self.rank
+        if getattr(site.module, "groups", 1) > 1:  # where B after A is no change of the weight
+            flat = factor * b @ a.flatten(axis + 1)
+            return Dense(flat.unflatten(-1, a.shape[axis + 1 :]))
+        return LowRank(a, b, factor)

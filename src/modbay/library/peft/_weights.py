@@ -40,11 +40,7 @@ def lora(source: Source) -> None:
         site = source.site(path)
         b = b.flatten(1)
         rank = a.shape[0]
-        if getattr(source.modules[site], "groups", 1) > 1:
-            raise FileError(
-                f"{source.path}: at {path!r}, a convolution with groups, peft's A mixes the groups, and no change of "
-                f"the weight there does. Load it with peft itself, or train mb.LoRA({rank}) there."
-            )
+        _ungrouped(source, path, rank)
         alpha = source.number("lora_alpha", 8, path, "alpha_pattern")
         if dora:
             (length,) = source.needs(path, own, "lora_magnitude_vector")
@@ -54,6 +50,14 @@ def lora(source: Source) -> None:
         else:
             source.keep(path, LoRA(rank, float(alpha), stable), A=a, B=b)
     _same_base(source)
+
+
+def _ungrouped(source: Source, path: str, rank: int) -> None:
+    if getattr(source.modules[source.site(path)], "groups", 1) > 1:
+        raise FileError(
+            f"{source.path}: at {path!r}, a convolution with groups, peft's A mixes the groups, and no change of the "
+            f"weight there does. Load it with peft itself, or train mb.LoRA({rank}) there."
+        )
 
 
 def _dora(source: Source, path: str, site: str, a: Tensor, b: Tensor, length: Tensor, factor: float) -> None:
@@ -129,6 +133,7 @@ def adalora(source: Source) -> None:
         q, p, values = source.needs(path, own, *names)
         rank = len(values)
         begun = source.number("init_r", 12)
+        _ungrouped(source, path, rank)
         alpha = source.number("lora_alpha", 8, path, "alpha_pattern") or begun
         source.keep(
             path,

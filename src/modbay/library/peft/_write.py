@@ -57,10 +57,12 @@ def write(folder: Path, draft: Draft) -> Path:
                            f"checkpoints hold one")  # fmt: skip
     method = methods.pop() if methods else "LORA"
     if not others:
-        raise draft.refuse(next(iter(draft.kinds)), "it is a copy of a layer, without a method of peft's beside it")
+        method = "LN_TUNING"
+        _copies(draft)
     draft.config |= {"peft_type": method, "base_model_name_or_path": _base(draft.model), "revision": None,
                      "task_type": None, "inference_mode": True, "auto_mapping": None}  # fmt: skip
-    WRITERS[method](draft, others)
+    if others:
+        WRITERS[method](draft, others)
     _task(draft, method)
     if offsets:
         _biases(draft, method, others, offsets)
@@ -121,6 +123,19 @@ def _copy(draft: Draft, site: str, kind: Kind) -> None:
             raise draft.refuse(site, f"{kind!r} has other classes than the base's layer, which peft can't have")
     draft.config.setdefault("modules_to_save", []).append(site)
     draft.put(site, **{name.replace("/", "__"): tensor for name, tensor in own.items()})
+
+
+def _copies(draft: Draft) -> None:
+    """Copies of layers alone, which is what peft's LN tuning makes of any layer."""
+    for site, kind in draft.kinds.items():
+        own = draft.places[site].target._parameters
+        if not isinstance(kind, Full) or set(draft.params[site]) != {n for n, p in own.items() if p is not None}:
+            raise draft.refuse(site, "it is a copy of more than one layer, without a method of peft's beside it")
+    draft.tensors = {}
+    del draft.config["modules_to_save"]
+    for site in draft.kinds:
+        draft.put(site, **{f"ln_tuning_layers__{name}": tensor for name, tensor in draft.params[site].items()})
+    draft.config["target_modules"] = draft.target(draft.kinds)
 
 
 def _method(draft: Draft, site: str, kind: Kind) -> str:
