@@ -247,7 +247,7 @@ class InputScale(Delta):
     def dense(self, site: Site) -> tuple[Tensor, Tensor | None]:
         weight = site.weight
         axis = {"transposed": -2, "linear": -1, "convolution": 1 - weight.ndim, "experts": -1}[site.form]
-        groups = getattr(site.module, "groups", 1)
+        groups = self.gain.numel() // weight.shape[1] if site.form == "convolution" else 1
         if groups > 1:  # each group of rows has its own inputs
             gain = self.gain.view(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
             return weight * gain.view(*gain.shape, *[1] * (weight.ndim - 2)), None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type
-from .deltas import Affine, After, Beside, Bias, Kronecker, LowRank, Scale, Sum
+from .deltas import Affine, After, Beside, Bias, Dense, Kronecker, LowRank, Scale, Sparse, Sum
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
@@ -23,7 +23,7 @@ from .seams import Fitting, Place
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, *NORMS)
 MIXING = (LowRank, After, Beside)  # whose ΔW is no weight of a convolution of groups
-OUTPUT = (LowRank, Kronecker, Bias, Scale, After, Beside)  # that read x and f(x) alone
+OUTPUT = (LowRank, Kronecker, Sparse, Dense, Bias, Scale, After, Beside)  # that read x and f(x) alone
 ALONE = (WeightedSum, ParameterAverage, Mixture, Sequence)  # one module at weight one is that module, exactly
 
 
