@@ -80,9 +80,10 @@ def load(
     """Attach the bays that a folder holds (`bay.save`), with their routers and aggregators; returns them by name.
 
     A folder of peft's is known, too: its modules come frozen, in one bay that is called `name`, or "peft"; one that is
-    alone is at work at once. base: "any" loads onto another base than the modules were made on. allow_nan: values may
-    be NaN or infinite. freeze: as for `attach`. All is checked before the model changes; raises FileError, or
-    BaseMismatch with the names of the tensors that differ, and leaves the model as it was.
+    alone is at work at once; Poly and multitask prompts come with their router, and calls say task_ids=…. base: "any"
+    loads onto another base than the modules were made on. allow_nan: values may be NaN or infinite. freeze: as for
+    `attach`. All is checked before the model changes; raises FileError, or BaseMismatch with the names of the tensors
+    that differ, and leaves the model as it was.
     """
     session, out = _session(model), {}
     try:
@@ -462,16 +463,13 @@ class Bay:
     ) -> dict[str, float]:  # fmt: skip
         """Write a module, the one there is unless named, into FOLDER as others load it; returns errors by site.
 
-        format: "peft", exactly; "lora", plain LoRA for the engines that serve it (vLLM, LoRAX); or "gguf", the same for
+        format: "peft", exactly, and without a name the whole bay where peft has such: Polytropon of LoRAs, and prompts
+        by task that share one; "lora", plain LoRA for the engines that serve it (vLLM, LoRAX); or "gguf", the same for
         llama.cpp, as FOLDER/NAME.gguf or a file that ends so. These two are exact where the module is of low rank, else
         the nearest of a `rank`, or of the lowest whose relative error ‖ΔW − B A‖/‖ΔW‖ is at most `error`. Raises
         CompositionError for what a format can't hold, or a larger error; nothing is written then.
         """
-        if name is None and len(self.names()) != 1:
-            raise BayError(
-                f"export(): bay {self.state.name!r} has {listed(self.names())}: say which, export(FOLDER, NAME)."
-            )
-        return library.export(folder, self.fitting, self.names()[0] if name is None else name, format, rank, error)
+        return library.export(folder, self.fitting, name, format, rank, error)
 
     def fold(self, *which: str | Mapping[str, float], untie: bool = False) -> "Bay":
         """Add modules into the base's weights: names, {name: weight}, or what `use` has set; the bay rests meanwhile.

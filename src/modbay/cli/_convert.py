@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..attach import load
 from ..errors import ModbayError
+from ..library import composed
 from ._say import console, fail, table
 from ._weights import weighed
 
@@ -29,16 +30,20 @@ def run(
             for one in bays.values():
                 one.save(aside, *([name] if name else []))
         else:
-            found = [(one, own) for one in bays.values() for own in one.names() if name in (None, own)]
+            whole = [one for one in bays.values() if name is None and composed(one.fitting, to)]
+            found: list = [(one, None) for one in whole]
+            found += [
+                (one, own) for one in bays.values() if one not in whole for own in one.names() if name in (None, own)
+            ]
             if not found:
                 there = ", ".join(own for one in bays.values() for own in one.names())
                 fail(f"--name {name}: there is no such module in {modules}; there are {there}.")
             if single and len(found) > 1:
                 fail(f"OUT={out}: one file holds one module. Give --name, or a folder. Nothing was written.")
             for one, own in found:
-                where = aside if len(found) == 1 or to == "gguf" else aside / own
+                where = aside if len(found) == 1 or to == "gguf" else aside / (own or one.state.name)
                 for site, lost in one.export(where, own, to, rank, error).items():
-                    errors[site if len(found) == 1 else f"{own}: {site}"] = lost
+                    errors[site if len(found) == 1 else f"{own or one.state.name}: {site}"] = lost
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(aside, out)

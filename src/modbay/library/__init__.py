@@ -1,6 +1,7 @@
 """Modules as files: the format, the fingerprint of the base, reading and writing."""
 
 from ._content import content as content
+from ._doors import composed as composed
 from ._doors import export as export
 from ._fingerprint import fingerprint as fingerprint
 from ._index import Entry as Entry

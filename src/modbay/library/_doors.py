@@ -9,6 +9,7 @@ from ..errors import BayError, FileError, listed
 from ..seams import Fitting
 from ..types import Params
 from . import peft
+from ._composition import Composition
 from ._files import read_json, refuse_pickle
 from ._foreign import Foreign
 from ._gguf import write_gguf
@@ -39,16 +40,42 @@ def read_foreign(folder: Path, name: str, model: nn.Module) -> Foreign:
     )
 
 
+def composes(folder: Path) -> bool:
+    """Whether a folder of another library's holds several modules, with their router and aggregator."""
+    return peft.composes(folder)
+
+
+def read_composition(folder: Path, model: nn.Module) -> Composition:
+    """Read one of those. Raises FileError for what is damaged."""
+    return peft.read_composition(folder, model)
+
+
+def composed(fitting: Fitting, format: str) -> bool:
+    """Whether a format can hold a bay as one: its modules with their router and aggregator."""
+    return format == "peft" and peft.composed(fitting)
+
+
 def export(
-    folder: str | Path, fitting: Fitting, name: str, format: str, rank: int | None, error: float
+    folder: str | Path, fitting: Fitting, name: str | None, format: str, rank: int | None, error: float
 ) -> dict[str, float]:
-    """Write one module in another format, and return the relative error by site, 0 where it is exact.
+    """Write one module in another format, or the whole bay, where it has such; return the relative error by site, 0
+    where it is exact.
 
     Raises BayError for an unknown name, CompositionError for what the format can't hold: then nothing is written.
     """
     state = fitting.state
     if format not in FORMATS:
         raise BayError(f"export(format={format!r}): it is {listed(FORMATS)}.")
+    if name is None and composed(fitting, format):
+        unfolded(fitting.session, "export")
+        peft.write_composition(Path(folder), fitting)
+        return dict.fromkeys(fitting.modulars, 0.0)
+    if name is None:
+        if len(state.inventory.names) != 1:
+            raise BayError(
+                f"export(): bay {state.name!r} has {listed(state.inventory.names)}: say which, export(FOLDER, NAME)."
+            )
+        name = state.inventory.names[0]
     if name not in state.inventory.names:
         there = listed(state.inventory.names)
         raise BayError(f"export({name!r}): bay {state.name!r} has no such module; there are {there}.")

@@ -15,7 +15,8 @@ from ..abstract import Site
 from ..core import Session
 from ..errors import BaseMismatch, BayError, FileError, ModbayError, listed
 from ..seams import Fitting, Pairs, Place
-from ._doors import find_foreign, read_foreign
+from ._composition import Composition
+from ._doors import composes, find_foreign, read_composition, read_foreign
 from ._files import inside
 from ._fingerprint import compare
 from ._foreign import Foreign
@@ -81,13 +82,23 @@ class _Strange(Plan):
             file.fill(module_tensors(fitting, file.name))
 
 
+@dataclass(frozen=True, eq=False)
+class _Composed(Plan):
+    """Modules that others wrote, with the router and the aggregator that they have there."""
+
+    made: Composition = field(kw_only=True)
+
+    def finish(self, fitting: Fitting) -> None:
+        self.made.fill(fitting)
+
+
 def plans(
     model: nn.Module, session: Session, folder: str | Path, base: str, allow_nan: bool, name: str | None
 ) -> list[Plan]:
     """The bays of a folder, each read and checked against the model, which stays as it is."""
     unfolded(session, "load")
     if strangers := find_foreign(Path(folder)):
-        return [_strange(model, strangers, Path(folder), name)]
+        return _strangers(model, strangers, Path(folder), name)
     out: list[Plan] = []
     for file in find_bays(folder, allow_nan):
         foreign = _foreign(model, file.record["base"], file.modules.values(), base)
@@ -101,6 +112,22 @@ def plans(
             file=file, foreign=foreign,
         )  # fmt: skip
         out.append(made)
+    return out
+
+
+def _strangers(model: nn.Module, folders: Mapping[str, Path], folder: Path, name: str | None) -> list[Plan]:
+    """One bay of the modules that stand alone, and one of each composition, called by its folder but for the first."""
+    whole = {key: path for key, path in folders.items() if composes(path)}
+    single = {key: path for key, path in folders.items() if key not in whole}
+    out = [_strange(model, single, folder, name)] if single else []
+    for key, path in whole.items():
+        made = read_composition(path, model)
+        made.tell(model)
+        pairs = {file.name: file.pairs(model) for file in made.files}
+        places = {place.site.name: place for several in pairs.values() for place, _ in several}
+        known = {file.name: file.known for file in made.files}
+        own = key if out else name or made.format
+        out.append(_Composed(own, path, made.router, made.aggregator, places, pairs, known, made=made))
     return out
 
 

@@ -36,14 +36,6 @@ def prompt(source: Source) -> None:
     source.keep("", Prompt(length), prompt=table)
 
 
-def multitask(source: Source) -> None:
-    """P* ⊙ (u_t v_tᵀ): a prompt for each task, by its number."""
-    raise FileError(
-        f"{source.path}: a multitask prompt is one for each of {source.config.get('num_tasks')} tasks: write one "
-        f"task's by PeftModel.get_prompt, and save it as a prompt of its own."
-    )
-
-
 def prefix(source: Source) -> None:
     """P (n, 2 L heads d): layer l's keys are at 2 l, its values at 2 l + 1.
 

@@ -18,11 +18,12 @@ from .._files import inside, read_json, read_tensors
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING")
 SHARED = ("vera_A", "vera_B")
+BARE = ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows")
 
 
 def full(method: str, key: str) -> str:
     """What peft calls a tensor of a module that stands at "module.tensor"."""
-    if key == "prompt_embeddings":
+    if key in BARE:
         return key
     return f"base_model.{key}" if method in PROMPTS or key in SHARED else f"base_model.model.{key}"
 

@@ -23,10 +23,12 @@ from ...modules import (
     Prompt,
     VeRA,
 )
-from ...seams import named
+from ...seams import Fitting, named
 from .._files import write_json, write_tensors
 from . import _write_prompts, _write_weights
 from ._draft import Draft
+from ._multitask import is_multitask, write_multitask
+from ._poly import is_poly, write_poly
 from ._source import CONFIG, PROMPTS, TENSORS, full
 
 TASKS = {
@@ -66,6 +68,25 @@ def write(folder: Path, draft: Draft) -> Path:
     _task(draft, method)
     if offsets:
         _biases(draft, method, others, offsets)
+    return _put(folder, draft, method)
+
+
+def composed(fitting: Fitting) -> bool:
+    """Whether a bay as a whole is something that peft has: skills of tasks, or prompts that share one."""
+    return is_poly(fitting) or is_multitask(fitting)
+
+
+def write_composition(folder: Path, fitting: Fitting) -> Path:
+    """Write all of such a bay; raises CompositionError for what peft has no name for, before anything is written."""
+    draft = write_poly(fitting) if is_poly(fitting) else write_multitask(fitting)
+    draft.config |= {"base_model_name_or_path": _base(draft.model), "revision": None, "inference_mode": True,
+                     "auto_mapping": None}  # fmt: skip
+    method = draft.config["peft_type"]
+    _task(draft, method)
+    return _put(folder, draft, method)
+
+
+def _put(folder: Path, draft: Draft, method: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / TENSORS, {full(method, key): tensor for key, tensor in draft.tensors.items()})
     write_json(folder / CONFIG, dict(sorted(draft.config.items())))
