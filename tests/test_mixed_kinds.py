@@ -1,5 +1,5 @@
-"""Kinds mixed in one network, after ideas of peft's own tests: pairs at one layer or at two, in either order, in one bay
-or in two; several nested; ranks that differ; what is removed, and added again; folded in part; kept and loaded."""
+"""Kinds mixed in one network, after ideas of peft's own tests: pairs at one layer or at two, in either order, in one
+bay or in two; several nested; ranks that differ; what is removed, and added again; folded in part; kept and loaded."""
 
 import copy
 import itertools
@@ -233,7 +233,7 @@ def test_loha_changes_the_weight_of_a_convolution_with_groups():
     """f by W + (B₁ A₁) ⊙ (B₂ A₂), for one module and for a row each."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)).double(), torch.randn(2, 4, 5, 5).double()
-    bay = trained(mb.attach(model, at="0", modules={"a": mb.LoHa(3, alpha=2), "b": mb.LoHa(3, alpha=2)}, name="task"))
+    trained(mb.attach(model, at="0", modules={"a": mb.LoHa(3, alpha=2), "b": mb.LoHa(3, alpha=2)}, name="task"))
     rows = []
     for i, name in enumerate("ab"):
         own = {key.rpartition(".")[2]: p for key, p in model.named_parameters() if f".{name}." in key}
