@@ -357,6 +357,7 @@ AGGREGATORS: list[Part] = [
     Part("mixture", mb.Mixture),
     Part("fusion", mb.AdapterFusion),
     Part("ensemble", mb.Ensemble),
+    Part("per-site", lambda: mb.PerSite({"x*": mb.Sequence()})),
 ]
 
 TASKS = {"task": lambda rows: [("x", "y", None)[i % 3] for i in range(rows)]}
@@ -388,6 +389,7 @@ ROUTERS: list[Part] = [
     Part("types-example", lambda: mb.Types(5, by="example", threshold=None, learned=True)),
     Part("bm25", lambda: mb.BM25(TEXTS, k=2), QUERIES),
     Part("gate", mb.Gate),
+    Part("gate-norm", lambda: mb.Gate(norm=True)),
     Part(
         "gate-of-a-label",
         lambda: mb.Gate("task"),

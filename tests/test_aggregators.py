@@ -208,3 +208,41 @@ def test_no_module_at_all_is_f(part):
     made, x = layer(kind, part.make()), torch.randn(3, 8)
     want = torch.zeros(3, 8) if part.id == "mixture" else made.f(x)
     assert_close(made(x, routing=mb.Routing(index=torch.tensor([], dtype=torch.long))), want)
+
+
+def test_one_aggregator_here_another_there():
+    """By the site's name, the rest a sum; a set of parameters at each site where a callable makes it."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)), torch.randn(4, 5, 8)
+    kinds = dict.fromkeys("ab", mb.Bottleneck(3, std=0.5))
+    ways = {"0": mb.WeightedSum, "1": lambda: mb.Again("input"), "2": mb.AdapterFusion}
+    make = lambda: mb.PerSite({"1": ways["1"](), "2": ways["2"]()})
+    bay = mb.attach(net, at=list(ways), modules=kinds, aggregator=make).use("a", "b")
+    found, y = bay.modulars["2"].aggregator.at("2"), x
+    assert not list(bay.modulars["0"].aggregator.parameters())
+    apart = [nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)]
+    for (site, way), f, own in zip(ways.items(), apart, net, strict=True):
+        f.load_state_dict({k: v for k, v in own.state_dict().items() if "_bay" not in k})
+        one = mb.Modular(f, kinds, mb.Fixed([1.0, 1.0]), way())
+        one.parts, one.order = bay.modulars[site].parts, bay.modulars[site].order
+        if site == "2":
+            one.aggregator.load_state_dict(found.state_dict())
+        y = one(y)
+    assert_close(net(x), y)
+    with pytest.raises(CompositionError, match="patterns of site names"):
+        mb.PerSite({"1": mb.Bottleneck(3)})
+
+
+def test_fusion_within_a_norm():
+    """f(x + Σ s_i V Δ_i), with Q reading f(x)."""
+    torch.manual_seed(0)
+    norm, x = nn.LayerNorm(8), torch.randn(4, 5, 8)
+    made = layer(mb.Bottleneck(3), mb.Again("input", mb.AdapterFusion()), norm)
+    fusion = made.aggregator.inner
+    with torch.no_grad():
+        for part in fusion.parameters():
+            part.add_(0.3 * torch.randn_like(part))
+    y = norm(x)
+    changes = torch.stack([adapter(made, name, y) for name in "abc"], -2)
+    shares = (fusion.key(changes) @ fusion.query(y).unsqueeze(-1)).squeeze(-1).softmax(-1)
+    assert_close(made(x), norm(x + (shares.unsqueeze(-2) @ fusion.value(changes)).squeeze(-2)))

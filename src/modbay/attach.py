@@ -79,11 +79,11 @@ def load(
 ) -> "dict[str, Bay]":  # fmt: skip
     """Attach the bays that a folder holds (`bay.save`), with their routers and aggregators; returns them by name.
 
-    A folder of peft's is known, too: its modules come frozen, in one bay that is called `name`, or "peft"; one that is
-    alone is at work at once; Poly and multitask prompts come with their router, and calls say task_ids=…. base: "any"
-    loads onto another base than the modules were made on. allow_nan: values may be NaN or infinite. freeze: as for
-    `attach`. All is checked before the model changes; raises FileError, or BaseMismatch with the names of the tensors
-    that differ, and leaves the model as it was.
+    A folder of peft's or adapters' is known, too: its modules come frozen, in one bay that is called `name`, or "peft"
+    or "adapters"; one that is alone is at work at once; peft's Poly and multitask prompts come with their router, and
+    calls say task_ids=…. base: "any" loads onto another base than the modules were made on. allow_nan: values may be
+    NaN or infinite. freeze: as for `attach`. All is checked before the model changes; raises FileError, or BaseMismatch
+    with the names of the tensors that differ, and leaves the model as it was.
     """
     session, out = _session(model), {}
     try:
@@ -94,8 +94,8 @@ def load(
                 fitting = Fitting(model, session, state, plan.router, plan.aggregator, None)
                 out[state.name] = _open(fitting, list(plan.places.values()), plan.pairs, freeze, plan.known)
             plan.finish(fitting)
-            if plan.alone:
-                out[state.name].use(*plan.pairs)
+            if plan.start is not None:
+                out[state.name].use(*plan.start)
     except BaseException:
         for bay in reversed(out.values()):
             bay.fitting.close()

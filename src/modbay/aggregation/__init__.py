@@ -12,6 +12,7 @@ from ._fusion import AdapterFusion as AdapterFusion
 from ._join import Join as Join
 from ._layout import Layout as Layout
 from ._mixture import Mixture as Mixture
+from ._per_site import PerSite as PerSite
 from ._prompt_attention import PromptAttention as PromptAttention
 from ._prompt_product import PromptProduct as PromptProduct
 from ._recursion import Recursion as Recursion

@@ -19,7 +19,10 @@ SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_state
 class Again(Aggregator):
     """y = f(f(x) + Σ_i α_i Δ_i): what the modules made of f(x) goes through f itself once more. Or f(x + Σ_i α_i Δ_i).
 
+    inner: what another aggregator A' adds, A'(f, x, …) − f(x), instead of the sum (AdapterFusion within the norm).
+
         mb.attach(model, "*.output.LayerNorm", {"ner": mb.Bottleneck(reduction=16)}, aggregator=mb.Again("input"))
+        aggregator=lambda: mb.Again("input", mb.AdapterFusion())
 
     start: "output", f(x), or "input", x, to which Δ_i(f(x)) is added: where f is the norm behind a residual sum x, that
     is the Pfeiffer adapter as the library adapters has it ("seq_bn"), the sum before the norm being its residual.
@@ -32,11 +35,15 @@ class Again(Aggregator):
         System((39,), 'mb.Again("input")', (SAME,), "Pfeiffer adapter, within the norm", "f(x + A(f(x))), f the norm"),
     )
 
-    def __init__(self, start: Literal["output", "input"] = "output"):
+    def __init__(self, start: Literal["output", "input"] = "output", inner: Aggregator | None = None):
         super().__init__()
         if start not in ("output", "input"):
             raise CompositionError(f'Again(start={start!r}): it is "output" or "input".')
-        self.start = start
+        self.start, self.inner = start, inner
+
+    def build(self, site: Site) -> None:
+        if self.inner is not None:
+            self.inner.build(site)
 
     def admit(self, kind: Kind, site: Site) -> None:
         lost = isinstance(kind, InputComposition) or (kind.enters and self.start == "input")
@@ -45,10 +52,15 @@ class Again(Aggregator):
                 f"Again at site {site.name!r} with {type(kind).__name__}: what modules make of the output must be an "
                 f"input of the site. Attach at a norm, or use WeightedSum."
             )
+        if self.inner is not None:
+            self.inner.admit(kind, site)
 
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         if f is None:
             raise CompositionError("Again runs f once more, and there is no f here. Use WeightedSum.")
+        if self.inner is not None:
+            y = self.inner(f, x, modules, routing, c)
+            return f(x + (y - f(x))) if self.start == "input" else f(y)
         if self.start == "input":
             return f(x + modules.changes(f, x, f(x), routing, c))
         return f(modules.add(f, x, routing, c))

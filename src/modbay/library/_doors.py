@@ -8,7 +8,7 @@ from ..abstract import Kind
 from ..errors import BayError, FileError, listed
 from ..seams import Fitting
 from ..types import Params
-from . import peft
+from . import adapters, peft
 from ._composition import Composition
 from ._files import read_json, refuse_pickle
 from ._foreign import Foreign
@@ -35,8 +35,11 @@ def read_foreign(folder: Path, name: str, model: nn.Module) -> Foreign:
         if pickle.exists() and not (folder / peft.TENSORS).exists():
             refuse_pickle(pickle)
         return peft.read(folder, name, model)
+    if "config" in said and "peft_type" not in said:
+        return adapters.read(folder, name, model)
     raise FileError(
-        f"{folder}/{peft.CONFIG} says no peft_type: it is not peft's, and no other library's that modbay reads."
+        f"{folder}/{peft.CONFIG} says neither peft_type, as peft's do, nor config, as those of adapters: it is of no "
+        f"library that modbay reads."
     )
 
 

@@ -2,15 +2,16 @@
 
 import glob
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..abstract import Kind
+from ..abstract import Aggregator, Kind
 from ..errors import FileError, MatchError
-from ..seams import Pairs, at, places
+from ..seams import At, Pairs, at, part, places, span
 from ..types import Params
 from ._read import fill, fits
 
@@ -19,7 +20,8 @@ LOG = logging.getLogger("modbay")
 
 @dataclass(frozen=True, eq=False)
 class Foreign:
-    """A module of another library. base: the name of the model that it was made on, as far as it says."""
+    """A module of another library. base: the name of the model that it was made on, as far as it says. By site:
+    aggregators, where it is no sum; gates, the weight and bias of a scale between 0 and 1."""
 
     name: str
     path: Path
@@ -27,6 +29,8 @@ class Foreign:
     kinds: Mapping[str, Kind]
     known: Mapping[str, Params]
     base: str | None = None
+    aggregators: Mapping[str, Aggregator] = field(default_factory=dict)
+    gates: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def pairs(self, model: nn.Module) -> Pairs:
         """Each of its sites in this model, with its kind."""
@@ -34,7 +38,7 @@ class Foreign:
 
     def _place(self, model: nn.Module, site: str):
         try:
-            (place,) = places(model, at(glob.escape(site)))
+            (place,) = places(model, _what(site))
         except MatchError as error:
             raise FileError(f"{self.path}: this model has no {site!r}, at which it has a module ({error}).") from error
         return place
@@ -59,3 +63,11 @@ class Foreign:
                 "%s was made on %r, and this model is %r: %s keeps no fingerprint of the base, so that only the names "
                 "can be compared.", self.path, self.base, here, self.format,
             )  # fmt: skip
+
+
+def _what(site: str) -> At:
+    """What `at=` would say of a site: a module, a part of its output, or a span."""
+    if cut := re.fullmatch(r"(.*)\[(\d+):(\d+)\]", site):
+        return part(glob.escape(cut[1]), int(cut[2]), int(cut[3]))
+    first, between, last = site.partition(":")
+    return span(glob.escape(first), glob.escape(last)) if between else at(glob.escape(site))

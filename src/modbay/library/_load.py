@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..abstract import Site
+from ..aggregation import PerSite, WeightedSum
 from ..core import Session
 from ..errors import BaseMismatch, BayError, FileError, ModbayError, listed
 from ..seams import Fitting, Pairs, Place
@@ -23,6 +24,7 @@ from ._foreign import Foreign
 from ._format import describe
 from ._places import find_places, site_record
 from ._read import BayFile, ModuleFile, fill, find_bays, fits, read_bay, read_module, whole
+from ._setting import Setting, setting
 from ._write import bay_tensors, described, module_tensors, remember, unfolded
 
 
@@ -41,9 +43,9 @@ class Plan(ABC):
     add_losses: bool = True
 
     @property
-    def alone(self) -> bool:
-        """Whether its one module is to be at work at once."""
-        return False
+    def start(self) -> tuple | None:
+        """What `bay.use` is told at once."""
+        return None
 
     @abstractmethod
     def finish(self, fitting: Fitting) -> None:
@@ -72,14 +74,16 @@ class _Strange(Plan):
     """Modules that others wrote. They come frozen, as they come there, and one that is alone is at work at once."""
 
     files: Sequence[Foreign] = field(kw_only=True)
+    setting: Setting = field(kw_only=True)
 
     @property
-    def alone(self) -> bool:
-        return len(self.files) == 1
+    def start(self) -> tuple | None:
+        return self.setting.start
 
     def finish(self, fitting: Fitting) -> None:
         for file in self.files:
             file.fill(module_tensors(fitting, file.name))
+        self.setting.fill(fitting, self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +142,9 @@ def _strange(model: nn.Module, folders: Mapping[str, Path], folder: Path, name: 
     pairs = {file.name: file.pairs(model) for file in files}
     places = {place.site.name: place for several in pairs.values() for place, _ in several}
     known = {file.name: file.known for file in files}
-    return _Strange(name or files[0].format, folder, None, None, places, pairs, known, files=files)
+    name = name or files[0].format
+    how = setting(folder, name, files)
+    return _Strange(name, folder, how.router, how.aggregator, places, pairs, known, files=files, setting=how)
 
 
 def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, base: str, allow_nan: bool) -> None:
@@ -211,6 +217,7 @@ def _add(fitting: Fitting, there: Mapping[str, Path], folder: Path, names: Seque
                 f"load: bay {fitting.state.name!r} has no sites {listed(new)}, at which {file.name!r} has a module; "
                 f"mb.load(model, FOLDER, name=…) makes a bay of its own for it."
             )
+        _same_way(fitting, file)
     before = len(own)
     try:
         for file in files:
@@ -226,6 +233,20 @@ def _add(fitting: Fitting, there: Mapping[str, Path], folder: Path, names: Seque
             fitting.unplug(before, name)
         raise
     fitting.rebuild()
+
+
+def _same_way(fitting: Fitting, file: Foreign) -> None:
+    """Raise BayError unless the bay puts modules together with the base as a strange one is."""
+    for site in file.kinds:
+        own = fitting.modulars[site].aggregator or fitting.state.aggregator
+        own = own.at(site) if isinstance(own, PerSite) else own
+        wanted = file.aggregators.get(site) or WeightedSum()
+        if file.gates or describe(own, site) != describe(wanted, site):  # type: ignore[arg-type]
+            what = "gates of its own" if file.gates else f"{type(wanted).__name__} as aggregator, as it was made with"
+            raise BayError(
+                f"load: module {file.name!r} needs {what} at {site!r}, and bay {fitting.state.name!r} has "
+                f"{type(own).__name__}; mb.load(model, FOLDER, name=…) makes a bay of its own for it."
+            )
 
 
 def _read(

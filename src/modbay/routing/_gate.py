@@ -21,15 +21,17 @@ class Gate(Router):
 
         mb.attach(model, modules={"ner": kinds, "pos": kinds}, router=lambda: mb.Gate("task"), name="task")
 
+    norm: at a LayerNorm x is read as that normalises it, without its gain and bias (UniPELT's adapter behind a norm).
     label: None, all modules count; or the keyword of a call that names those that do, as for ByLabel. Pass the callable
     for a gate at each site. w (n, d) is drawn from N(0, 0.02²), and b (n,) is zero, so that a new gate is half open.
     Modules set by bay.use(…) count in full. The gate runs in fp32. Differs from the official code, whose mean counts
     padding. Raises CompositionError at a site whose features are not last.
     """
 
-    def __init__(self, label: str | None = None):
+    def __init__(self, label: str | None = None, norm: bool = False):
         super().__init__()
-        self.label = label
+        self.label, self.norm = label, norm
+        self.eps: float | None = None  # of the norm that the site is
         self.by = None if label is None else ByLabel(label)
         self.keywords = () if label is None else (label,)
         self.weight: Tensor
@@ -44,6 +46,7 @@ class Gate(Router):
                 f"Gate reads {old.shape[1]} features, but site {site.name!r} has {width}: one object is one gate. Pass "
                 f"the class, router=mb.Gate, for a gate at each site."
             )
+        self.eps = getattr(site.module, "eps", None) if self.norm and isinstance(site.module, nn.LayerNorm) else None
         new = torch.empty(len(names), width, device=site.device, dtype=torch.float32)
         if old is None:
             nn.init.normal_(new, std=0.02)
@@ -69,4 +72,5 @@ class Gate(Router):
 
     def _logits(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
+            x = x if self.eps is None else F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
             return F.linear(x.float(), self.weight.float(), self.bias.float())

@@ -1,0 +1,174 @@
+"""The checkpoints that tests/test_adapters_files.py reads: what the library adapters writes, on tiny random models.
+
+Run apart, since adapters 1.3 needs an older transformers than modbay is tested with:
+
+    pip install adapters==1.3.0 && python benchmarks/_adapters_files.py tests/fixtures/adapters
+
+FOLDER/<base>.safetensors holds a base's weights, an input and, by name, the logits and the last hidden state with each
+of its checkpoints, FOLDER/<base>-<name>/. To load what modbay wrote, and print its logits' error:
+
+    python benchmarks/_adapters_files.py --load tests/fixtures/adapters EXPORTED
+"""
+
+import json
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import adapters  # type: ignore[import-not-found] (an environment of its own)
+import torch
+import transformers
+from adapters.composition import Average, Fuse, Stack  # type: ignore[import-not-found]
+from safetensors.torch import load_file, save_file
+
+SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+PLACES = {"max_position_embeddings": 10, "num_labels": 3}
+DISTIL = {"vocab_size": 20, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+BASES = {
+    "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, **PLACES)),
+    "roberta": lambda: transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SMALL, **PLACES)),
+    "distilbert": lambda: transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(**DISTIL, **PLACES)
+    ),
+}
+PREFIX = adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=6)
+FLAT = adapters.PrefixTuningConfig(prefix_length=3, flat=True)
+QUARTER = {"reduction_factor": 4}
+METHODS = {
+    "pfeiffer": adapters.SeqBnConfig(**QUARTER),
+    "houlsby": adapters.DoubleSeqBnConfig(**QUARTER),
+    "before": adapters.SeqBnConfig(**QUARTER, original_ln_before=False),
+    "parallel": adapters.ParBnConfig(**QUARTER),
+    "learned": adapters.ParBnConfig(**QUARTER, scaling="learned"),
+    "normed": adapters.DoubleSeqBnConfig(**QUARTER, ln_before=True),
+    "norm-after": adapters.DoubleSeqBnConfig(**QUARTER, ln_after=True),
+    "plus": adapters.AdapterPlusConfig(**QUARTER, stochastic_depth=0.0),
+    "invertible": adapters.SeqBnInvConfig(**QUARTER),
+    "houlsby-invertible": adapters.DoubleSeqBnInvConfig(**QUARTER),
+    "compacter": adapters.CompacterConfig(reduction_factor=2),
+    "compacter++": adapters.CompacterPlusPlusConfig(reduction_factor=2),
+    "phm": adapters.CompacterConfig(reduction_factor=2, factorized_phm_W=False),
+    "lora": adapters.LoRAConfig(r=2, alpha=6),
+    "lora-all": adapters.LoRAConfig(
+        r=3, alpha=3, attn_matrices=["q", "k", "v"], intermediate_lora=True, output_lora=True, leave_out=[0]
+    ),
+    "ia3": adapters.IA3Config(),
+    "vera": adapters.VeraConfig(r=2),
+    "prompt": adapters.PromptTuningConfig(prompt_length=3),
+    "prefix": PREFIX,
+    "prefix-flat": FLAT,
+    "mam": adapters.MAMConfig(PREFIX, adapters.ParBnConfig(**QUARTER)),
+    "unipelt": adapters.UniPELTConfig(PREFIX, adapters.SeqBnConfig(**QUARTER), adapters.LoRAConfig(r=2, alpha=2)),
+    "dora": adapters.DoRAConfig(r=2, alpha=2),
+    "reft": adapters.LoReftConfig(),
+}
+CASES = {
+    "bert": [*METHODS],
+    "roberta": ["pfeiffer", "houlsby", "parallel", "lora", "prefix-flat", "invertible"],
+    "distilbert": ["pfeiffer", "houlsby", "parallel", "lora", "ia3", "prefix-flat"],
+}
+SETUPS = {
+    "fuse": (["a", "b"], lambda: Fuse("a", "b"), adapters.SeqBnConfig(**QUARTER)),
+    "fuse-before": (["a", "b"], lambda: Fuse("a", "b"), adapters.DoubleSeqBnConfig(**QUARTER)),
+    "stack": (["a", "b"], lambda: Stack("a", "b"), adapters.DoubleSeqBnConfig(**QUARTER)),
+    "average": (["a", "b"], lambda: Average("a", "b", weights=[0.2, 0.8]), adapters.LoRAConfig(r=2, alpha=2)),
+}
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Every parameter at random, far from where it starts; a prefix's once, wherever it is found."""
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+
+
+def outputs(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        out = model(ids, output_hidden_states=True)
+    return {"logits": out.logits, "hidden": out.hidden_states[-1]}
+
+
+def base(kind: str) -> tuple[Any, torch.Tensor]:
+    model = BASES[kind]().eval()
+    shake(model)
+    return model, torch.randint(2, 20, (3, 5))
+
+
+def write(folder: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    model, ids = base(kind)
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()} | {"ids": ids}
+    kept |= {f"{key}.": value for key, value in outputs(model, ids).items()}
+    adapters.init(model)
+    for name in CASES[kind]:
+        where = folder / f"{kind}-{name}"
+        model.add_adapter(name, config=METHODS[name])
+        added = [p for n, p in model.named_parameters() if n not in kept]
+        for parameter in added:
+            torch.nn.init.normal_(parameter, std=0.4)
+        model.set_active_adapters(name)
+        kept |= {f"{key}.{name}": value for key, value in outputs(model, ids).items()}
+        tied = "prefix" in name or name in (
+            "mam",
+            "unipelt",
+            "normed",
+        )  # safetensors refuses what is there several times
+        model.save_adapter(str(where), name, with_head=name == "pfeiffer", use_safetensors=not tied)
+        model.delete_adapter(name)
+    for name, (parts, make, config) in SETUPS.items() if kind == "bert" else ():
+        for part in parts:
+            model.add_adapter(part, config=config)
+        setup = make()
+        if isinstance(setup, Fuse):
+            model.add_adapter_fusion(setup)
+        for parameter in [p for n, p in model.named_parameters() if n not in kept]:
+            torch.nn.init.normal_(parameter, std=0.4)
+        model.set_active_adapters(setup)
+        kept |= {f"{key}.{name}": value for key, value in outputs(model, ids).items()}
+        model.save_adapter_setup(str(folder / f"{kind}-{name}"), setup, use_safetensors=True)
+        for extra in (folder / f"{kind}-{name}").rglob("*head*"):
+            extra.unlink()
+        if isinstance(setup, Fuse):
+            model.delete_adapter_fusion(setup)
+        for part in parts:
+            model.delete_adapter(part)
+    save_file({key: value.contiguous() for key, value in kept.items()}, folder / f"{kind}.safetensors")
+
+
+def load(folder: Path, exported: Path) -> None:
+    """The largest difference of logits from the checkpoint's own, as JSON by name, and what was missing."""
+    found = {}
+    for where in sorted(exported.iterdir()):
+        kind, _, name = where.name.partition("-")
+        saved = load_file(folder / f"{kind}.safetensors")
+        model = BASES[kind]().eval()
+        model.load_state_dict({k: v for k, v in saved.items() if k in model.state_dict()}, strict=False)
+        adapters.init(model)
+        said: dict = {}
+        if (where / "adapter_setup.json").exists():
+            model.load_adapter_setup(str(where), set_active=True, use_safetensors=True)
+        else:
+            name_there = json.loads((where / "adapter_config.json").read_text())["name"]
+            model.load_adapter(str(where), loading_info=said, set_active=True, use_safetensors=True, with_head=False)
+            model.set_active_adapters(name_there)
+        error = (outputs(model, saved["ids"])["logits"] - saved[f"logits.{name}"]).abs().max()
+        found[where.name] = {"error": float(error), **{k: v for k, v in said.items() if v}}
+    print(json.dumps(found))
+
+
+def main(*arguments: str) -> None:
+    if arguments[0] == "--load":
+        return load(Path(arguments[1]), Path(arguments[2]))
+    folder = Path(arguments[0])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for kind in CASES:
+        write(folder, kind)
+    return None
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
