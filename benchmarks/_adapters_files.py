@@ -66,13 +66,14 @@ METHODS = {
 }
 CASES = {
     "bert": [*METHODS],
-    "roberta": ["pfeiffer", "houlsby", "parallel", "lora", "prefix-flat", "invertible"],
-    "distilbert": ["pfeiffer", "houlsby", "parallel", "lora", "ia3", "prefix-flat"],
+    "roberta": ["pfeiffer", "lora", "prefix-flat", "houlsby-invertible"],
+    "distilbert": ["pfeiffer", "parallel", "ia3", "prefix-flat"],
 }
 SETUPS = {
     "fuse": (["a", "b"], lambda: Fuse("a", "b"), adapters.SeqBnConfig(**QUARTER)),
     "fuse-before": (["a", "b"], lambda: Fuse("a", "b"), adapters.DoubleSeqBnConfig(**QUARTER)),
-    "stack": (["a", "b"], lambda: Stack("a", "b"), adapters.DoubleSeqBnConfig(**QUARTER)),
+    "stack": (["a", "b"], lambda: Stack("a", "b"), adapters.SeqBnConfig(**QUARTER)),
+    "stack-before": (["a", "b"], lambda: Stack("a", "b"), adapters.DoubleSeqBnConfig(**QUARTER)),
     "average": (["a", "b"], lambda: Average("a", "b", weights=[0.2, 0.8]), adapters.LoRAConfig(r=2, alpha=2)),
 }
 
@@ -114,8 +115,14 @@ def write(folder: Path, kind: str) -> None:
             "unipelt",
             "normed",
         )  # safetensors refuses what is there several times
+        if name == "pfeiffer":  # this one learned its head
+            head = {n: p.detach().clone() for n, p in model.named_parameters() if "classifier" in n}
+            shake(torch.nn.ParameterList([p for n, p in model.named_parameters() if n in head]))
+            kept |= {f"{key}.{name}": value for key, value in outputs(model, ids).items()}
         model.save_adapter(str(where), name, with_head=name == "pfeiffer", use_safetensors=not tied)
         model.delete_adapter(name)
+        if name == "pfeiffer":
+            model.load_state_dict(head, strict=False)
     for name, (parts, make, config) in SETUPS.items() if kind == "bert" else ():
         for part in parts:
             model.add_adapter(part, config=config)
@@ -133,7 +140,23 @@ def write(folder: Path, kind: str) -> None:
             model.delete_adapter_fusion(setup)
         for part in parts:
             model.delete_adapter(part)
+    if kind == "bert":
+        kept |= flexible(folder, kept, ids)
     save_file({key: value.contiguous() for key, value in kept.items()}, folder / f"{kind}.safetensors")
+
+
+def flexible(folder: Path, kept: dict[str, torch.Tensor], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A model of adapters' own with a head of two labels, which is that of the transformers model."""
+    model = adapters.BertAdapterModel(transformers.BertConfig(**SMALL, max_position_embeddings=10)).eval()
+    model.load_state_dict({k: v for k, v in kept.items() if k.startswith("bert.")}, strict=False)
+    model.add_adapter("flex", config=METHODS["before"])
+    names = {0: "no", 1: "yes"}
+    model.add_classification_head("flex", 2, layers=1, activation_function=None, use_pooler=True, id2label=names)
+    for parameter in [p for n, p in model.named_parameters() if "flex" in n]:
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.set_active_adapters("flex")
+    model.save_adapter(str(folder / "bert-flex"), "flex", use_safetensors=True)
+    return {f"{key}.flex": value for key, value in outputs(model, ids).items()}
 
 
 def load(folder: Path, exported: Path) -> None:
@@ -143,15 +166,19 @@ def load(folder: Path, exported: Path) -> None:
         kind, _, name = where.name.partition("-")
         saved = load_file(folder / f"{kind}.safetensors")
         model = BASES[kind]().eval()
-        model.load_state_dict({k: v for k, v in saved.items() if k in model.state_dict()}, strict=False)
+        head = where / "head_config.json"
+        if head.exists():
+            model.config.num_labels = json.loads(head.read_text())["num_labels"]
+            model = type(model)(model.config).eval()
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
+        model.load_state_dict({k: v for k, v in saved.items() if shapes.get(k) == v.shape}, strict=False)
         adapters.init(model)
         said: dict = {}
         if (where / "adapter_setup.json").exists():
             model.load_adapter_setup(str(where), set_active=True, use_safetensors=True)
         else:
-            name_there = json.loads((where / "adapter_config.json").read_text())["name"]
-            model.load_adapter(str(where), loading_info=said, set_active=True, use_safetensors=True, with_head=False)
-            model.set_active_adapters(name_there)
+            options = {"with_head": head.exists(), "loading_info": said, "use_safetensors": True}
+            model.set_active_adapters(model.load_adapter(str(where), **options))
         error = (outputs(model, saved["ids"])["logits"] - saved[f"logits.{name}"]).abs().max()
         found[where.name] = {"error": float(error), **{k: v for k, v in said.items() if v}}
     print(json.dumps(found))

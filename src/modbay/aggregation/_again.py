@@ -12,6 +12,7 @@ from torch import Tensor
 from ..abstract import Aggregator, Context, InputComposition, Kind, Routing, Site
 from ..errors import CompositionError
 from ..types import System
+from ._sequence import Sequence
 
 SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_states"
 
@@ -19,7 +20,8 @@ SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_state
 class Again(Aggregator):
     """y = f(f(x) + Σ_i α_i Δ_i): what the modules made of f(x) goes through f itself once more. Or f(x + Σ_i α_i Δ_i).
 
-    inner: what another aggregator A' adds, A'(f, x, …) − f(x), instead of the sum (AdapterFusion within the norm).
+    inner: what another aggregator A' adds, A'(f, x, …) − f(x), instead of the sum (AdapterFusion within the norm); with
+    start="input" and a Sequence, each module in turn, x_i = x_{i−1} + α_i Δ_i(f(x_{i−1})), and y = f(x_n).
 
         mb.attach(model, "*.output.LayerNorm", {"ner": mb.Bottleneck(reduction=16)}, aggregator=mb.Again("input"))
         aggregator=lambda: mb.Again("input", mb.AdapterFusion())
@@ -58,6 +60,10 @@ class Again(Aggregator):
     def forward(self, f: Callable | None, x: Tensor, modules: Any, routing: Routing, c: Context) -> Tensor:
         if f is None:
             raise CompositionError("Again runs f once more, and there is no f here. Use WeightedSum.")
+        if self.start == "input" and isinstance(self.inner, Sequence):
+            for step in self.inner.steps(modules, routing):
+                x = x + modules.changes(f, x, f(x), step, c)
+            return f(x)
         if self.inner is not None:
             y = self.inner(f, x, modules, routing, c)
             return f(x + (y - f(x))) if self.start == "input" else f(y)

@@ -70,6 +70,11 @@ class Sequence(Aggregator):
             y = y + change
         return y
 
+    def steps(self, modules: Any, routing: Routing) -> list[Routing]:
+        """The routing of each step, of one module a row."""
+        places = self._places(modules, routing)
+        return self._slots(places, modules, routing) if places else []
+
     def _places(self, modules: Any, routing: Routing) -> list[int]:
         """The modules that may be active here, in order."""
         active = modules.active(routing)

@@ -13,9 +13,10 @@ from ._composition import Composition
 from ._files import read_json, refuse_pickle
 from ._foreign import Foreign
 from ._gguf import write_gguf
+from ._setting import joined
 from ._write import unfolded
 
-FORMATS = ("peft", "lora", "gguf")
+FORMATS = ("peft", "adapters", "lora", "gguf")
 
 
 def find_foreign(folder: Path) -> dict[str, Path]:
@@ -94,5 +95,8 @@ def export(
         if part is not None:
             kinds[site] = part.kind
             params[site] = {key: tensor.detach() for key, tensor in part.tensors().items()}
+    if format == "adapters":
+        adapters.write(Path(folder), adapters.Draft(name, fitting.model, kinds, params, *joined(fitting, name, kinds)))
+        return dict.fromkeys(kinds, 0.0)
     peft.write(Path(folder), peft.Draft(name, fitting.model, fitting.places, kinds, params))
     return dict.fromkeys(kinds, 0.0)

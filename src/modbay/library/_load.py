@@ -143,7 +143,7 @@ def _strange(model: nn.Module, folders: Mapping[str, Path], folder: Path, name: 
     places = {place.site.name: place for several in pairs.values() for place, _ in several}
     known = {file.name: file.known for file in files}
     name = name or files[0].format
-    how = setting(folder, name, files)
+    how = setting(folder, name, files, model)
     return _Strange(name, folder, how.router, how.aggregator, places, pairs, known, files=files, setting=how)
 
 

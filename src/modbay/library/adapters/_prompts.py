@@ -8,7 +8,7 @@ import torch
 from ...core import describe
 from ...errors import FileError
 from ...modules import Prefix, Prompt
-from ._places import embedded
+from ._places import behind_embeddings
 from ._source import CONFIG, Source
 
 BOTTLENECK = {"tokens": "wte.weight", "down": "control_trans.0.weight", "down_bias": "control_trans.0.bias",
@@ -23,7 +23,7 @@ def prompt(source: Source, method: Mapping[str, Any]) -> None:
     for path, own in source.take("prompt_tunings").items():
         (table,) = source.needs(path, own, "prompt_embedding.weight")
         source.done(path, own)
-        site = embedded(source, "a prompt")
+        site = behind_embeddings(source, "a prompt")
         source.keep(site, Prompt(len(table), after=1 if combine == "prefix_after_bos" else 0), prompt=table)
 
 

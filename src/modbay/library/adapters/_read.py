@@ -9,6 +9,7 @@ from torch import nn
 from ...errors import FileError, ModbayError, listed
 from .._foreign import Foreign
 from . import _bottlenecks, _prompts, _weights
+from ._heads import heads
 from ._source import CONFIG, Source, open_source
 
 
@@ -32,6 +33,9 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
         source.shared |= {key: t for own in source.take("shared_parameters").values() for key, t in own.items()}
         for method in _methods(source):
             READERS[method.get("architecture") or "bottleneck"](source, method)
+        if not source.kinds:
+            raise FileError(f"{folder}: it holds no tensors of {source.name!r}.")
+        heads(source)
     except ModbayError:
         raise
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
@@ -44,8 +48,6 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
             f"{source.file}: {listed(source.tensors)} are not known to be parts of {source.name!r}: newer than modbay, "
             f"or changed by hand."
         )
-    if not source.kinds:
-        raise FileError(f"{folder}: it holds no tensors of {source.name!r}.")
     base = source.get(source.said, "model_name", str) or None
     return Foreign(name, folder, "adapters", source.kinds, source.found, base, source.aggregators, source.gates)
 

@@ -86,14 +86,14 @@ class Source:
                 out.setdefault(path.removeprefix("."), {})[rest] = self.tensors.pop(key)
         return out
 
-    def own(self, path: str) -> str | None:
-        """The name of a module in this model, which may have been another with, or without, a head; None if absent."""
+    def names(self, path: str) -> tuple[str, ...]:
+        """What a path may be called here: the model may have been another with, or without, a head."""
         head = getattr(self.model, "base_model_prefix", "") or ""
-        around = f"{head}.{path}" if path else head
-        for name in (path, around, path.removeprefix(f"{head}.")):
-            if name and name in self.modules:
-                return name
-        return None
+        return path, f"{head}.{path}" if path else head, path.removeprefix(f"{head}.")
+
+    def own(self, path: str) -> str | None:
+        """The name of a module in this model; None if it has none."""
+        return next((name for name in self.names(path) if name and name in self.modules), None)
 
     def site(self, path: str) -> str:
         """The same; raises FileError if there is none."""

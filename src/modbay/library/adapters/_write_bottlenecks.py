@@ -1,0 +1,166 @@
+"""Bottlenecks, Compacter and invertible adapters under adapters' names: the inverse of `_bottlenecks`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...abstract import Kind
+from ...aggregation import AdapterFusion, Again, WeightedSum
+from ...modules import Bottleneck, Compacter, Invertible
+from ._bottlenecks import ACTIVATIONS
+from ._draft import Draft
+from ._places import End, embedded
+
+THEIRS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"silu": "swish"}
+DEFAULTS: dict[str, Any] = {
+    "adapter_residual_before_ln": False, "cross_adapter": False, "dropout": 0.0, "factorized_phm_W": True,
+    "factorized_phm_rule": False, "hypercomplex_nonlinearity": "glorot-uniform", "init_weights": "bert",
+    "init_weights_seed": None, "inv_adapter": None, "inv_adapter_reduction_factor": None, "is_parallel": False,
+    "learn_phm": True, "leave_out": [], "ln_after": False, "ln_before": False, "mh_adapter": False,
+    "non_linearity": "relu", "original_ln_after": True, "original_ln_before": False, "output_adapter": False,
+    "phm_bias": True, "phm_c_init": "normal", "phm_dim": 4, "phm_init_range": 0.0001, "phm_layer": False,
+    "phm_rank": 1, "reduction_factor": 16, "residual_before_ln": True, "scaling": 1.0, "shared_W_phm": False,
+    "shared_phm_rule": True, "stochastic_depth": 0.0, "use_gating": False,
+}  # fmt: skip
+
+
+def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
+    """One config for all: what it reads and where it adds must be one way."""
+    config = dict(DEFAULTS)
+    rest = {site: kind for site, kind in sites.items() if not isinstance(kind, Invertible)}
+    before = {site: kind for site, kind in sites.items() if isinstance(kind, Invertible)}
+    functions = draft.common("the non-linear function", {site: k.activation for site, k in sites.items()})  # type: ignore
+    if functions not in THEIRS:
+        raise draft.refuse(next(iter(sites)), f"activation={functions!r} is none of adapters'")
+    config["non_linearity"] = THEIRS[functions]
+    for site, kind in before.items():
+        config |= _invertible(draft, site, kind)
+    if not rest:
+        return config
+    found = {site: _found(draft, site) for site in rest}
+    ways = {site: _how(draft, site, where) for site, (_, _, where) in found.items()}
+    sizes = {site: (end.layer, len(draft.params[site]["down_bias"])) for site, (_, end, _) in found.items()}
+    attends = {end.attends for _, end, _ in found.values()}
+    names = {site: (end.layer, "attention" if end.attends else "output") for site, (_, end, _) in found.items()}
+    config |= {
+        **draft.common("its place in the block", ways), "mh_adapter": True in attends,
+        "output_adapter": False in attends, "use_gating": draft.gated(rest),
+        "leave_out": draft.left_out(names, {place for _, place in names.values()}),
+        "reduction_factor": _reduction(draft, sizes),
+    }  # fmt: skip
+    config |= draft.common("its kind", {site: _said(draft, site, kind) for site, kind in rest.items()})
+    for site, (path, end, where) in found.items():
+        kind = rest[site]
+        tensors = _phm(draft, site, kind) if isinstance(kind, Compacter) else _plain(draft, site, kind)
+        draft.put(path, "adapters", **tensors, **_gate(draft, site, end, where))
+    return config
+
+
+def _found(draft: Draft, site: str) -> tuple[str, End, str]:
+    """(adapters' path, the end of a part, which site of it this is)."""
+    for path, end in draft.ends.items():
+        for where in ("dense", "norm", "whole"):
+            if getattr(end, where) == site:
+                return path, end, where
+    raise draft.refuse(site, "there is no end of attention or feed-forward part, as adapters has its bottlenecks at")
+
+
+def _how(draft: Draft, site: str, where: str) -> dict[str, Any]:
+    """What the config says of the block, from the site and how the module is put together with f there."""
+    aggregator, kind = draft.aggregators[site], draft.kinds[site]
+    parallel = getattr(kind, "placement", "serial") == "parallel"
+    again = isinstance(aggregator, Again)
+    if not isinstance(aggregator, (WeightedSum, Again, AdapterFusion)) or (again and aggregator.start != "input"):
+        raise draft.refuse(site, f"the bay's {type(aggregator).__name__} is none of adapters' ways")
+    if parallel != (where == "whole") or (again and where != "norm"):
+        raise draft.refuse(site, f"a {'parallel' if parallel else 'serial'} bottleneck is nowhere so in adapters")
+    if where == "norm":
+        return {"original_ln_before": True, "original_ln_after": again, "residual_before_ln": again}
+    return {"is_parallel": parallel}
+
+
+def _said(draft: Draft, site: str, kind: Kind) -> dict[str, Any]:
+    if isinstance(kind, Compacter):
+        own = draft.params[site]
+        return {"phm_layer": True, "phm_dim": kind.n, "phm_rank": kind.rank or 1, "factorized_phm_W": "down" not in own}
+    assert isinstance(kind, Bottleneck)
+    if kind.norm == "after" and kind.scale != 1:
+        raise draft.refuse(site, "a scale is before the norm there, and adapters' is behind")
+    scale = kind.scale if isinstance(kind.scale, str) else float(kind.scale)
+    parallel = {"init_weights": "mam_adapter"} if kind.placement == "parallel" else {}
+    return {"scaling": scale, "ln_before": kind.norm is True, "ln_after": kind.norm == "after", **parallel}
+
+
+def _reduction(draft: Draft, sizes: Mapping[str, tuple[int, int]]) -> Any:
+    """The number, or one for each layer, by which adapters divides the width and cuts off."""
+    width, by_layer = draft.width or 0, {}
+    for site, (layer, size) in sizes.items():
+        tried = (width // size, width / size, math.nextafter(width / size, 0))
+        wanted = next((r for r in tried if r and int(width // r) == size), 0)
+        if not wanted or by_layer.setdefault(layer, wanted) != wanted:
+            raise draft.refuse(site, f"{size} features are no width {width} divided by one number for the layer")
+    values = set(by_layer.values())
+    return values.pop() if len(values) == 1 else {str(layer): r for layer, r in by_layer.items()}
+
+
+def _plain(draft: Draft, site: str, kind: Any) -> dict[str, Tensor]:
+    own = draft.params[site]
+    if own["down"].ndim != 2:
+        raise draft.refuse(site, "it is a convolution's")
+    at = "adapter_down__1" if kind.norm is True else "adapter_down__0"
+    out = {f"{at}__weight": own["down"], f"{at}__bias": own["down_bias"], "adapter_up__weight": own["up"],
+           "adapter_up__bias": own["up_bias"]}  # fmt: skip
+    if kind.norm:
+        for norm in ("adapter_norm_before", "adapter_down__0") if kind.norm is True else ("adapter_norm_after",):
+            out |= {f"{norm}__weight": own["norm"], f"{norm}__bias": own["norm_bias"]}
+    if kind.scale == "learned":
+        out["scaling"] = own["scale"]
+    return out
+
+
+def _phm(draft: Draft, site: str, kind: Compacter) -> dict[str, Tensor]:
+    own = draft.params[site]
+    rule = own["A"].mT
+    key = f"{draft.base}.shared_parameters" if draft.base else "shared_parameters"
+    there = draft.tensors.setdefault(f"{key}.{draft.name}.phm_rule", rule)
+    if not torch.equal(there, rule):
+        raise draft.refuse(site, "Compacter's A is another than elsewhere, and adapters has one for all")
+    out = {}
+    for ours, theirs in (("down", "adapter_down__0"), ("up", "adapter_up")):
+        if kind.rank is None:
+            out[f"{theirs}__W"] = own[ours].mT
+        else:
+            out |= {f"{theirs}__W_left": own[f"{ours}_t"].mT, f"{theirs}__W_right": own[f"{ours}_s"].mT}
+        out[f"{theirs}__b"] = own[f"{ours}_bias"]
+    return out
+
+
+def _invertible(draft: Draft, site: str, kind: Any) -> dict[str, Any]:
+    own = draft.params[site]
+    if site != embedded(draft.modules, draft.roles):
+        raise draft.refuse(site, "the invertible adapter, or its inverse, is not behind the embeddings")
+    ends = {"down": "0__weight", "down_bias": "0__bias", "up": "2__weight", "up_bias": "2__bias"}
+    names = {f"{net}__{theirs}": own[f"{net}_{ours}"] for net in "FG" for ours, theirs in ends.items()}
+    draft.put(draft.base, "invertible_adapters", **names)
+    return {"inv_adapter": "nice", "inv_adapter_reduction_factor": kind.reduction}
+
+
+def _gate(draft: Draft, site: str, end: End, where: str) -> dict[str, Tensor]:
+    """A gate of what the bottleneck reads, from one of the site's input: see `_bottlenecks._gate`."""
+    if site not in draft.gates:
+        return {}
+    weight, bias = draft.gates[site]
+    if where != "whole":
+        own = draft.modules[site]._parameters
+        last, shift = own["weight"], own["bias"]
+        assert last is not None and shift is not None
+        last, shift = last.detach().to(weight), shift.detach().to(weight)
+        turned = weight / last if where == "norm" else torch.linalg.lstsq(last.mT, weight.mT).solution.mT
+        back = turned * last if where == "norm" else turned @ last
+        if not torch.allclose(back, weight, rtol=1e-4, atol=1e-5):
+            raise draft.refuse(site, "its gate reads what the projection's output does not tell")
+        weight, bias = turned, bias - turned @ shift
+    return {"gate__weight": weight, "gate__bias": bias}
