@@ -156,6 +156,7 @@ KINDS: list[Case] = [
     Case("squeeze-excite", lambda: mb.SqueezeExcite(2), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK),
     Case("squeeze-excite-apart", lambda: mb.SqueezeExcite(4, factor=1.0, pool=False), LINEAR + CONVOLUTION),
     Case("sparse", lambda: mb.SparseDelta(density=0.2, seed=3), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
+    Case("sparse-bias", lambda: mb.SparseDelta(density=0.2, bias=True), LINEAR + CONVOLUTION, folds=True),
     Case("masked", lambda: mb.Masked("edge-popup", density=0.6), LINEAR + CONVOLUTION + EMBEDDING, folds=True),
     Case(
         "masked-threshold",

@@ -7,13 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import modbay as mb
-from modbay.errors import BayError, FileError
+from modbay.errors import BayError, CompositionError, FileError
 
 transformers = pytest.importorskip("transformers")
 
@@ -172,3 +173,170 @@ def test_what_is_written_is_what_adapters_wrote(name, tmp_path):
     model = base(kind)
     mb.load(model, tmp_path / "out")
     check(kind, short, model)
+
+
+# What is refused
+
+
+def edit(**fields):
+    def change(folder):
+        path = folder / "adapter_config.json"
+        said = json.loads(path.read_text())
+        path.write_text(json.dumps({**said, "config": {**said["config"], **fields}}))
+
+    return change
+
+
+def tensors(change):
+    def run_it(folder):
+        path = folder / "adapter.safetensors"
+        save_file(dict(change(load_file(path))), path)
+
+    return run_it
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.mkdir, (Path("ran"),))
+
+
+def pickled(value, **more):
+    def change(folder):
+        torch.save(value, folder / "pytorch_adapter.bin", **more)
+        (folder / "adapter.safetensors").unlink()
+
+    return change
+
+
+def written(data):
+    def change(folder):
+        (folder / "pytorch_adapter.bin").write_bytes(data)
+        (folder / "adapter.safetensors").unlink()
+
+    return change
+
+
+WIDE = torch.zeros(1).expand(1 << 40)
+BAD = {
+    "an unknown method": (edit(architecture="lily"), "'lily'"),
+    "a function of words": (edit(non_linearity="wavy"), "non_linearity='wavy'"),
+    "a residual twice": (edit(residual_before_ln="post_add"), "there twice"),
+    "a number of words": (edit(scaling=[1]), "scaling"),
+    "half a bottleneck": (tensors(lambda t: {k: v for k, v in t.items() if "up.bias" not in k}), "adapter_up.bias"),
+    "another model's": (tensors(lambda t: {k.replace("layer.1", "layer.7"): v for k, v in t.items()}), "layer.7"),
+    "another width": (tensors(lambda t: {k: v[..., :-1].contiguous() for k, v in t.items()}), "shapes"),
+    "not a number": (tensors(lambda t: {k: v * float("nan") for k, v in t.items()}), "NaN"),
+    "what nobody knows": (tensors(lambda t: {**t, "bert.else": torch.ones(2)}), "bert.else"),
+    "code": (pickled({"x": Evil()}), "may run code"),
+    "no dictionary": (pickled([torch.ones(1)]), "a list"),
+    "no tensors": (pickled({"x": 3}), "no tensor by its name"),
+    "a tensor too wide": (pickled({"x": WIDE}), "more than it can hold"),
+    "a sparse tensor": (pickled({"x": torch.eye(3).to_sparse()}), "may run code"),
+    "an old file": (pickled({"x": torch.ones(1)}, _use_new_zipfile_serialization=False), "torch 1.6"),
+    "a bare pickle": (written(b"\x80\x04N."), "torch 1.6"),
+    "nothing": (lambda folder: (folder / "adapter.safetensors").unlink(), "missing"),
+    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused(name, tmp_path):
+    change, why = BAD[name]
+    folder = tmp_path / "case"
+    shutil.copytree(FOLDER / "bert-pfeiffer", folder)
+    change(folder)
+    model = base("bert")
+    before = run("bert", model)[0]
+    with pytest.raises(FileError, match=why):
+        mb.load(model, folder)
+    assert not mb.bays(model) and torch.equal(run("bert", model)[0], before)
+    assert not Path("ran").exists() and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "aggregator", "why"),
+    [
+        ({"*.self.query": mb.LoRA(2), "*.self.value": mb.LoRA(3)}, None, "the rank is"),
+        ({"*.self.query": mb.LoRA(2, bias=True)}, None, "has a bias"),
+        ({"*.attention.output.dense": mb.LoRA(2)}, None, "no query, key, value"),
+        ({"*.layer.0.attention.self.query": mb.LoRA(2), "*.self.value": mb.LoRA(2)}, None, "layer 1 has"),
+        ({"*.layer.0.output.dense": mb.IA3("input")}, None, "scales the input"),
+        ({"*.query": mb.DoRA(2)}, None, "none of adapters'"),
+        ({"*.output.LayerNorm": mb.Bottleneck(4)}, lambda: mb.Again(), "none of adapters' ways"),
+        ({"*.output.dense": mb.Bottleneck(4, placement="parallel")}, None, "nowhere so"),
+        ({"*.intermediate.dense": mb.Bottleneck(4)}, None, "no end of attention"),
+        ({"": mb.Prompt(3)}, None, "the embeddings' norm"),
+        ({"classifier": mb.Full()}, None, "a head alone"),
+    ],
+)
+def test_what_adapters_can_not_hold(kinds, aggregator, why, tmp_path):
+    bay = mb.attach(base("bert"), modules={"m": kinds}, aggregator=aggregator)
+    with pytest.raises(CompositionError, match=why):
+        bay.export(tmp_path / "out", format="adapters")
+    assert not (tmp_path / "out").exists()
+
+
+# composable-sft
+
+
+def encoded(change):
+    """A difference as composable-sft keeps it: the first dimension counts fastest, the first step is numpy's."""
+    places = change.mT.flatten().nonzero().flatten() if change.ndim == 2 else change.nonzero().flatten()
+    values = (change.mT if change.ndim == 2 else change).flatten()[places]
+    steps = torch.diff(places, prepend=places.new_zeros(1)).tolist()
+    return {"size": change.size(), "index_steps": [np.int64(steps[0]), *steps[1:]], "values": values}
+
+
+def sparse(model, names):
+    changes = {}
+    for name, p in model.named_parameters():
+        if any(part in name for part in names):
+            changes[name] = torch.randn_like(p) * (torch.rand_like(p) < 0.2)
+            changes[name].view(-1)[1] = 0.5
+    return changes
+
+
+def test_sparse_fine_tunings_come_in(tmp_path):
+    """Weights, biases, both, norms and embeddings by their differences; a head whole; also where weights are tied."""
+    torch.manual_seed(0)
+    model = base("bert")
+    changes = sparse(model, ("word_embeddings", "query", "LayerNorm", "intermediate.dense.bias", "key.weight"))
+    head = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3)}
+    held = {"diffs": {name: encoded(change) for name, change in changes.items()}, "abs": head}
+    (tmp_path / "de").mkdir()
+    torch.save(held, tmp_path / "de" / "pytorch_diff.bin")
+    wanted = base("bert")
+    with torch.no_grad():
+        for name, change in changes.items():
+            wanted.get_parameter(name).add_(change)
+        for name, value in head.items():
+            wanted.get_parameter(name).copy_(value)
+    bay = mb.load(model, tmp_path / "de")["sft"]
+    assert_close(run("bert", model), run("bert", wanted), **CLOSE)
+    kinds = {type(part.kind) for modular in bay.modulars.values() for part in modular.order}
+    assert kinds == {mb.SparseDelta, mb.BitFit, mb.Norm, mb.Full}
+    bay.save(tmp_path / "saved")
+    again = base("bert")
+    mb.load(again, tmp_path / "saved")["sft"].use("de")
+    assert_close(run("bert", again), run("bert", wanted), **CLOSE)
+    with pytest.raises(FileError, match="no parameter 'bert"):
+        mb.load(base("roberta"), tmp_path / "de")
+    held["diffs"]["bert.encoder.layer.0.attention.self.query.weight"]["index_steps"][1] = 0
+    torch.save(held, tmp_path / "de" / "pytorch_diff.bin")
+    with pytest.raises(FileError, match="does not fit"):
+        mb.load(base("bert"), tmp_path / "de")
+
+
+def test_a_tied_embedding_is_changed_at_both_ends(tmp_path):
+    torch.manual_seed(0)
+    make = lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, max_position_embeddings=10)).eval()
+    model = make()
+    wanted = make()
+    wanted.load_state_dict(model.state_dict())
+    changes = sparse(model, ("word_embeddings",))
+    torch.save({"diffs": {k: encoded(v) for k, v in changes.items()}, "abs": {}}, tmp_path / "pytorch_diff.bin")
+    with torch.no_grad():
+        for name, change in changes.items():
+            wanted.get_parameter(name).add_(change)
+        mb.load(model, tmp_path)
+        assert_close(model(TENSORS["bert"]["ids"]).logits, wanted(TENSORS["bert"]["ids"]).logits, **CLOSE)

@@ -52,6 +52,17 @@ def peft_folder(folder):
     return net
 
 
+def adapters_folder(folder, name="bert-fuse"):
+    """A setup: two modules, and a fusion of them."""
+    there = pytest.importorskip("test_adapters_files")
+    shutil.copytree(there.FOLDER / name, folder)
+    return there.base("bert")
+
+
+def adapters_bin_folder(folder):
+    return adapters_folder(folder, "bert-mam")
+
+
 def checkpoint_folder(folder):
     folder.mkdir()
     net = Net()
@@ -75,6 +86,8 @@ def read_checkpoint(net, folder):
 MAKERS = {
     "bay": (bay_folder, load_bay),
     "peft": (peft_folder, load_bay),
+    "adapters": (adapters_folder, load_bay),
+    "adapters-bin": (adapters_bin_folder, load_bay),
     "checkpoint": (checkpoint_folder, read_checkpoint),
 }
 

@@ -8,7 +8,7 @@ from ..abstract import Kind
 from ..errors import BayError, FileError, listed
 from ..seams import Fitting
 from ..types import Params
-from . import adapters, peft
+from . import adapters, peft, sft
 from ._composition import Composition
 from ._files import read_json, refuse_pickle
 from ._foreign import Foreign
@@ -23,13 +23,19 @@ def find_foreign(folder: Path) -> dict[str, Path]:
     """The modules of another library in a folder, by name: its own, and those of folders in it, as peft keeps them."""
     if not folder.is_dir() or (folder / "bay.json").exists():
         return {}
-    inner = {path.name: path for path in sorted(folder.iterdir()) if (path / peft.CONFIG).is_file()}
-    own = {folder.resolve().name: folder} if (folder / peft.CONFIG).is_file() else {}
+    inner = {path.name: path for path in sorted(folder.iterdir()) if _strange(path)}
+    own = {folder.resolve().name: folder} if _strange(folder) else {}
     return own | inner
+
+
+def _strange(folder: Path) -> bool:
+    return (folder / peft.CONFIG).is_file() or (folder / sft.DIFF).is_file()
 
 
 def read_foreign(folder: Path, name: str, model: nn.Module) -> Foreign:
     """Read one of them. Raises FileError for what is not known, or is damaged."""
+    if (folder / sft.DIFF).is_file():
+        return sft.read(folder, name, model)
     said = read_json(folder / peft.CONFIG)
     if "peft_type" in said:
         pickle = folder / "adapter_model.bin"

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from ..errors import FileError
 
@@ -20,13 +22,20 @@ TENSOR = {
     *(f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char",
                                           "Byte", "Bool")),
 }  # fmt: skip
+NUMBER = {"numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "numpy dtype", "_codecs encode"}
+MADE = [(np.int64(0).__reduce__()[0], name.replace(" ", ".")) for name in NUMBER if "scalar" in name]
+MADE += [(np.dtype, "numpy.dtype"), type(np.dtype("int64"))]  # what makes a number of numpy's again
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
          torch.uint8, torch.bool)  # fmt: skip
 NAMED = ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")  # the opcodes that reach for something by name
 
 
-def unpickled(path: Path) -> Any:
-    """What torch.save wrote: dictionaries of tensors and numbers. Raises FileError for anything else."""
+def unpickled(path: Path, numbers: bool = False) -> dict[Any, Any]:
+    """What torch.save wrote: dictionaries of tensors, and of numbers. Raises FileError for anything else.
+
+    numbers: whole ones of numpy's are let through, too.
+    """
+    known = TENSOR | NUMBER if numbers else TENSOR
     if not path.is_file():
         raise FileError(f"{path} is missing.")
     try:
@@ -34,14 +43,15 @@ def unpickled(path: Path) -> Any:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise FileError(f"{path} says that it unpacks to more than it is: it is not torch.save's.")
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            strange = [name for one in names for name in _reached(archive.read(one)) if name not in TENSOR]
+            strange = [name for one in names for name in _reached(archive.read(one)) if name not in known]
         if len(names) != 1 or strange:
             what = f"it asks for {strange[0]!r}" if strange else f"it holds {len(names)} pickles"
             raise FileError(
                 f"{path}: {what}, which is no part of a dictionary of tensors, and may run code. Nothing of it was "
                 f"loaded."
             )
-        held = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (after what is said above)
+        with safe_globals(MADE if numbers else []):
+            held = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (after what is said above)
     except FileError:
         raise
     except Exception as error:  # torch raises what it likes

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..abstract import ParameterComposition, Site
-from ..deltas import Sparse
+from ..abstract import Delta, ParameterComposition, Site
+from ..deltas import Bias, Sparse, Sum
 from ..errors import CompositionError, listed
 from ..types import Params
 from ._common import at_random, weighted
@@ -28,13 +28,14 @@ class SparseDelta(ParameterComposition):
     density: the share of entries. seed: which ones; the same for all modules of one seed, so that they can be averaged.
     mask: by site, True where the weight may change, shaped like it; or flat indices. It is no part of the config, since
     the indices are stored with the values; density is None then. Finding one (LT-SFT's first phase) is training's.
-    At a Linear, Conv1D, Conv or Embedding; raises CompositionError elsewhere, or for a mask that does not fit.
+    bias: the bias changes, too, by Δb (outputs,), all of it. At a Linear, Conv1D, Conv or Embedding; raises CompositionError elsewhere, or for a mask that does not fit.
     """
 
     batched: ClassVar[bool] = True
     density: float | None = 0.01
     seed: int = 0
     mask: InitVar[Mapping[str, Tensor] | None] = None
+    bias: bool = False
 
     def __post_init__(self, mask: Mapping[str, Tensor] | None):
         object.__setattr__(self, "given", mask)
@@ -50,8 +51,11 @@ class SparseDelta(ParameterComposition):
         for site in sites:
             weighted(site, "SparseDelta")
             indices = self._chosen(site).to(site.device)
-            made[site.name] = {"indices": indices, "values": site.zeros(len(indices))}
+            made[site.name] = {"indices": indices, "values": site.zeros(len(indices)), **self._shift(site)}
         return made
+
+    def _shift(self, site: Site) -> dict[str, Tensor]:
+        return {"bias": site.zeros(site.features("outputs"))} if self.bias else {}
 
     def restore(self, sites: Sequence[Site], tensors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
         sizes = {site.name: tensors[site.name]["indices"].shape for site in sites}
@@ -59,6 +63,7 @@ class SparseDelta(ParameterComposition):
             site.name: {
                 "indices": torch.zeros(sizes[site.name], dtype=torch.int64, device=site.device),
                 "values": site.zeros(*sizes[site.name]),
+                **self._shift(site),
             }
             for site in sites
         }
@@ -89,5 +94,6 @@ class SparseDelta(ParameterComposition):
             f"boolean mask of shape {tuple(shape)} nor distinct flat int64 indices below {shape.numel()}."
         )
 
-    def delta(self, params: Params, site: Site) -> Sparse:
-        return Sparse(params["indices"], params["values"])
+    def delta(self, params: Params, site: Site) -> Delta:
+        own = Sparse(params["indices"], params["values"])
+        return Sum([own, Bias(params["bias"])]) if self.bias else own
