@@ -561,9 +561,7 @@ def merge(
 @app.command()
 def fold(
     model: Annotated[str, typer.Argument(help="The base: a folder with a transformers model, or its id on the hub.")],
-    modules: Annotated[
-        Path, typer.Argument(help="A folder that bay.save wrote, or a checkpoint of peft's or adapters'.")
-    ],
+    modules: Annotated[Path, typer.Argument(help="A folder that bay.save wrote, or peft's or adapters' checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder that is written.")],
     use: Annotated[
         list[str] | None, typer.Option("--use", help="NAME or NAME=WEIGHT of a module; may be given again.")
@@ -591,13 +589,10 @@ def fold(
 
 @app.command()
 def convert(
-    modules: Annotated[
-        Path, typer.Argument(help="A folder that bay.save wrote, or a checkpoint of peft's or adapters'.")
-    ],
+    modules: Annotated[Path, typer.Argument(help="A folder that bay.save wrote, or peft's or adapters' checkpoint.")],
     out: Annotated[Path, typer.Argument(help="The folder that is written.")],
-    to: Annotated[str, typer.Option("--to", help="modbay, peft, lora (plain, for the engines that serve it) or gguf.")],
     to: Annotated[
-        str, typer.Option("--to", help="modbay, peft, adapters, or lora: plain LoRA for engines that serve it.")
+        str, typer.Option("--to", help="modbay, peft, adapters, lora (plain, for engines that serve it), gguf.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="The base: a folder, or its id on the hub.")],
     name: Annotated[str | None, typer.Option("--name", help="Only this module of several.")] = None,

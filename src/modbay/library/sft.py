@@ -80,8 +80,8 @@ def _decoded(path: Path, name: str, said: Mapping[str, Any], p: Tensor) -> tuple
     sound = size == tuple(p.shape) and values.shape == flat.shape and values.is_floating_point()
     if not sound or bool((steps[1:] <= 0).any()) or bool(((flat < 0) | (flat >= p.numel())).any()):
         raise FileError(
-            f"{path}: the difference of {name!r} is of {size}, {len(flat)} places and {tuple(values.shape)} values, and "
-            f"does not fit the parameter's {tuple(p.shape)}."
+            f"{path}: the difference of {name!r} is of {size}, {len(flat)} places and {tuple(values.shape)} values, "
+            f"and does not fit the parameter's {tuple(p.shape)}."
         )
     if not bool(torch.isfinite(values).all()):
         raise FileError(f"{path} has values that are NaN or infinite, in {name!r}. Take an earlier one.")

@@ -28,7 +28,8 @@ class SparseDelta(ParameterComposition):
     density: the share of entries. seed: which ones; the same for all modules of one seed, so that they can be averaged.
     mask: by site, True where the weight may change, shaped like it; or flat indices. It is no part of the config, since
     the indices are stored with the values; density is None then. Finding one (LT-SFT's first phase) is training's.
-    bias: the bias changes, too, by Δb (outputs,), all of it. At a Linear, Conv1D, Conv or Embedding; raises CompositionError elsewhere, or for a mask that does not fit.
+    bias: all of the bias changes, too, by Δb (outputs,). At a Linear, Conv1D, Conv or Embedding; raises
+    CompositionError elsewhere, or for a mask that does not fit.
     """
 
     batched: ClassVar[bool] = True
