@@ -1,15 +1,18 @@
-"""Round trips of checkpoints with peft: the largest error of logits, for each method and option that both have.
+"""Round trips of checkpoints with peft and adapters: the largest error of logits, for each method that both have.
 
-    python benchmarks/interop.py [--out docs/interop.md]
+    python benchmarks/interop.py [--adapters PYTHON] [--out docs/interop.md]
 
 peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at
 first, in float32, on tiny random models whose modules are far from where they start. The cases are those of
-tests/test_peft_files.py.
+tests/test_peft_files.py. PYTHON is one with adapters 1.3 (and its older transformers): it loads what modbay writes of
+the checkpoints in tests/fixtures/adapters, which adapters wrote before (benchmarks/_adapters_files.py).
 """
 
 import argparse
 import copy
+import json
 import platform
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -21,6 +24,7 @@ import torch
 import modbay as mb
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import test_adapters_files as strange
 from test_peft_files import CASES, peft, run, trained
 
 HEAD = """# Checkpoints of other libraries
@@ -60,9 +64,53 @@ it gave is a prompt.
 """
 
 
+ADAPTERS = """
+## Round trips with adapters
+
+The same with [adapters](https://github.com/adapter-hub/adapters) 1.3.0: adapters → modbay, → adapters, → modbay, each
+against what adapters computed when it wrote the checkpoint. Heads come along, and setups (`adapter_setup.json`):
+AdapterFusion, stacks and averages in, one bay for all of a folder. Prefixes, MAM and UniPELT are written by adapters as
+`.bin` alone, which modbay reads by a loader that runs nothing, and writes as safetensors
+(`load_adapter(…, use_safetensors=True)`). DoRA, which adapters lets rescale biases, and ReFT are refused; so are models
+whose layers do not end in a projection, a sum and a norm, for bottlenecks. adapters 1.3's `Average` divides by the
+number of modules once more than it says, which modbay does not.
+
+| checkpoint | adapters → modbay | → adapters | → modbay | changed | as |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def with_adapters(python: str) -> list[str]:
+    """A row a checkpoint: what modbay makes of it, what adapters itself makes of that, and modbay again."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in strange.READ:
+            kind, _, short = name.partition("-")
+            model, wanted = strange.base(kind), strange.TENSORS[kind][f"logits.{short}"]
+            bay = mb.load(model, strange.FOLDER / name)["adapters"]
+            parts = [part for modular in bay.modulars.values() for part in modular.order if part is not None]
+            kinds = ", ".join(dict.fromkeys(type(part.kind).__name__ for part in parts))
+            first = strange.run(kind, model)[0]
+            plain = strange.TENSORS[kind]["logits."]
+            changed = f"{float((first - plain).abs().max()):.2g}" if first.shape == plain.shape else "another head"
+            rows[name] = [f"{float((first - wanted).abs().max()):.0e}", "–", "–", changed, kinds]
+            if name not in strange.SETUPS:
+                bay.export(Path(folder) / name, format="adapters")
+                again = strange.base(kind)
+                mb.load(again, Path(folder) / name)
+                rows[name][2] = f"{float((strange.run(kind, again)[0] - wanted).abs().max()):.0e}"
+        command = [python, str(Path(__file__).with_name("_adapters_files.py")), "--load", str(strange.FOLDER), folder]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    for name, found in json.loads(said[-1]).items():
+        lost = found.get("missing_keys", []) + found.get("unexpected_keys", [])
+        rows[name][1] = f"{found['error']:.0e}" + (f" (and {len(lost)} keys that do not fit)" if lost else "")
+    return [f"| {name.replace('-', ', ', 1)} | {' | '.join(cells)} |" for name, cells in rows.items()]
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--out", type=Path, help="a Markdown file for the table")
+    asked.add_argument("--adapters", metavar="PYTHON", help="one with adapters 1.3, for its part of the table")
     given = asked.parse_args()
     warnings.simplefilter("ignore")
     rows = []
@@ -70,10 +118,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row(name, Path(folder)))
             print(rows[-1], flush=True)
+    others = with_adapters(given.adapters) if given.adapters else []
+    print(*others, sep="\n", flush=True)
     if given.out:
         names = ("modbay", "peft", "transformers", "torch")
         where = f"{platform.machine()}, {', '.join(f'{one} {version(one)}' for one in names)}"
-        given.out.write_text(HEAD.format(where=where) + "\n".join(rows) + "\n" + TAIL, encoding="utf-8")
+        more = ADAPTERS + "\n".join(others) + "\n" if others else ""
+        given.out.write_text(HEAD.format(where=where) + "\n".join(rows) + "\n" + TAIL + more, encoding="utf-8")
 
 
 def row(name: str, folder: Path) -> str:

@@ -25,6 +25,8 @@ def _places(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
             raise draft.refuse(site, f"{type(kind).__name__} is at no query, key, value or feed-forward projection")
     where = {site: table[site] for site in sites}
     wanted = {place for _, place in where.values()}
+    if not wanted <= set("qkv") and not draft.ends:
+        raise draft.refuse(next(iter(sites)), "adapters names the feed-forward projections of such a model otherwise")
     return {
         "attn_matrices": [m for m in "qkv" if m in wanted] or ["q", "v"], "selfattn_lora": bool(wanted & set("qkv")),
         "intermediate_lora": "intermediate" in wanted, "output_lora": "output" in wanted,
