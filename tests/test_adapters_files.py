@@ -340,3 +340,43 @@ def test_a_tied_embedding_is_changed_at_both_ends(tmp_path):
             wanted.get_parameter(name).add_(change)
         mb.load(model, tmp_path)
         assert_close(model(TENSORS["bert"]["ids"]).logits, wanted(TENSORS["bert"]["ids"]).logits, **CLOSE)
+
+
+def test_other_models(tmp_path):
+    """A LoRA is at a projection by name, in any model; what depends on how layers end is refused."""
+    small = {**SMALL, "num_key_value_heads": 1, "pad_token_id": 0}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).eval()
+    bay = mb.attach(model, modules={"m": {"*.q_proj": mb.LoRA(2), "*.v_proj": mb.LoRA(2)}})
+    bay.export(tmp_path / "m", format="adapters")
+    bay.detach()
+    mb.load(model, tmp_path / "m")
+    keys = load_file(tmp_path / "m" / "adapter.safetensors")
+    assert "model.layers.0.self_attn.q_proj.loras.m.lora_A" in keys
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).eval()
+    with pytest.raises(FileError, match="no module of this Llama"):
+        mb.load(other, FOLDER / "bert-lora")
+    for name, why in {"bert-prefix": "BERT's kind", "bert-prompt": "end in a norm"}.items():
+        with pytest.raises(FileError, match=why):
+            mb.load(other, FOLDER / name)
+    bay = mb.attach(
+        other, modules={"p": mb.Prefix(3), "f": {"*.down_proj": mb.LoRA(2)}, "b": {"*.mlp": mb.Bottleneck(2)}}
+    )
+    for name, why in {"p": "not as BERT's", "f": "otherwise", "b": "no end of attention"}.items():
+        with pytest.raises(CompositionError, match=why):
+            bay.export(tmp_path / name, name, format="adapters")
+
+
+def test_by_the_command_line(tmp_path):
+    """modbay convert, from one to the other and back."""
+    from typer.testing import CliRunner
+
+    from modbay.cli import app
+
+    base("bert").save_pretrained(tmp_path / "base")
+    for source, out, to in ((FOLDER / "bert-lora", "ours", "modbay"), (tmp_path / "ours", "theirs", "adapters")):
+        said = CliRunner().invoke(
+            app, ["convert", str(source), str(tmp_path / out), "--to", to, "-m", str(tmp_path / "base")]
+        )
+        assert said.exit_code == 0, said.output
+    ours = load_file(tmp_path / "theirs" / "adapter.safetensors")
+    assert len(ours) == len(load_file(FOLDER / "bert-lora" / "adapter.safetensors"))

@@ -23,7 +23,7 @@ TENSOR = {
                                           "Byte", "Bool")),
 }  # fmt: skip
 NUMBER = {"numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "numpy dtype", "_codecs encode"}
-MADE = [(np.int64(0).__reduce__()[0], name.replace(" ", ".")) for name in NUMBER if "scalar" in name]
+MADE: list[Any] = [(np.int64(0).__reduce__()[0], name.replace(" ", ".")) for name in NUMBER if "scalar" in name]
 MADE += [(np.dtype, "numpy.dtype"), type(np.dtype("int64"))]  # what makes a number of numpy's again
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
          torch.uint8, torch.bool)  # fmt: skip

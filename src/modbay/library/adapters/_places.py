@@ -45,7 +45,7 @@ def ends(modules: Mapping[str, nn.Module], roles: Roles) -> dict[str, End]:
             continue
         for i, (begun, dense) in enumerate(zip(roles[first], roles[last], strict=True)):
             path, norm = _behind(modules, dense)
-            if norm in modules:
+            if norm:
                 out[path] = End(begun, dense, norm, i, first == "attention")
     return out
 

@@ -68,8 +68,8 @@ def attentions(source: Source, method: Mapping[str, Any]) -> list[str]:
     sites = [site for i, site in enumerate(source.roles["attention"]) if i not in out]
     if sites and not ends(source.modules, source.roles):
         raise FileError(
-            f"{source.path}: it has prefixes, and it was not tried whether adapters' are modbay's in layers as those of "
-            f"{type(source.model).__name__}: only in those of BERT's kind."
+            f"{source.path}: it has prefixes, and whether adapters' are modbay's in layers as those of this "
+            f"{type(source.model).__name__} was not tried: they are read onto models of BERT's kind."
         )
     if not sites:
         raise FileError(f"{source.path}: it has prefixes, and this {type(source.model).__name__} no attentions for it.")
