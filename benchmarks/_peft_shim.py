@@ -80,7 +80,7 @@ class Tuner(nn.Module):
         return out
 
     def compare(self, out, *args, **kwargs):
-        """The first output of an adapter alone beside that of peft's own model, as long as nothing was changed since."""
+        """The first output of an adapter alone beside that of peft's own model, while nothing has been changed."""
         theirs, sums = self.twins.get(tuple(self.active), (None, None))
         if theirs is None or self.training or self.merged or self.disabled or sums != self.sums():
             return

@@ -1,5 +1,5 @@
 """Kinds mixed in one network, after ideas of peft's own tests: pairs at one layer or at two, in either order, in one
-bay or in two; several nested; ranks that differ; what is removed, and added again; folded in part; kept and loaded."""
+bay or in two; several nested; ranks that differ; what is removed, added again, folded in part, kept and loaded."""
 
 import copy
 import itertools
