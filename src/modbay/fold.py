@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type
-from .deltas import Affine, After, Beside, Bias, Dense, Kronecker, LowRank, Scale, Sparse, Sum
+from .deltas import Affine, After, Beside, Bias, Dense, InputScale, Kronecker, LowRank, Scale, Sparse, Sum
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
@@ -174,7 +174,8 @@ def plain(verb: str, place: Place) -> None:
 def _fits(kind: Kind, parts: list[Delta], place: Place) -> None:
     site, target = place.site, place.target
     name = f"fold at site {site.name!r}: {type(kind).__name__}"
-    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, MIXING) for leaf in parts):
+    mixing = MIXING if place.features is None else (*MIXING, InputScale)  # a slice of rows is in no place of the groups
+    if getattr(target, "groups", 1) > 1 and any(isinstance(leaf, mixing) for leaf in parts):
         raise CompositionError(
             f"{name} at a convolution with {target.groups} groups has no weight that is equal to it."
         )
