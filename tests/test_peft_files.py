@@ -354,6 +354,7 @@ BAD = {
     "no method": (edit(peft_type=None), "peft_type"),
     "an alpha of words": (edit(lora_alpha="much"), "lora_alpha"),
     "a broken pattern": (edit(alpha_pattern={"(": 1}), "alpha_pattern"),
+    "a base that was changed": (edit(init_lora_weights="pissa_niter_4"), "taken a part out"),
     "another function": (edit(use_qalora=True), "QA-LoRA"),
     "half a LoRA": (tensors(lambda t: {k: v for k, v in t.items() if "lora_B" not in k}), "lora_B"),
     "another model's": (tensors(lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}), "layers.7"),

@@ -27,6 +27,12 @@ OTHER_LORA = {
 def lora(source: Source) -> None:
     """LoRA, rsLoRA, DoRA, LoRA with a bias, at Linear, Conv1D, Conv and Embedding, and at fused experts."""
     source.refuse(OTHER_LORA)
+    start = source.config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise FileError(
+            f"{source.path}: init_lora_weights={start!r}: peft has taken a part out of the base's weights, so that it "
+            f"fits no base as it is. Save it by save_pretrained(…, path_initial_model_for_weight_conversion=…)."
+        )
     stable, dora = source.get("use_rslora", bool, False), source.get("use_dora", bool, False)
     names = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lora_embedding_A",
              "lora_embedding_B")  # fmt: skip
