@@ -52,7 +52,7 @@ def read_foreign(folder: Path, name: str, model: nn.Module) -> Foreign:
 
 def composes(folder: Path) -> bool:
     """Whether a folder of another library's holds several modules, with their router and aggregator."""
-    return peft.composes(folder)
+    return (folder / peft.CONFIG).is_file() and peft.composes(folder)
 
 
 def read_composition(folder: Path, model: nn.Module) -> Composition:
