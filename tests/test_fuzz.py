@@ -63,6 +63,17 @@ def adapters_bin_folder(folder):
     return adapters_folder(folder, "bert-mam")
 
 
+def sft_folder(folder):
+    """A weight and its bias by differences, and a layer whole."""
+    folder.mkdir()
+    net = Net()
+    diffs = {"first.weight": {"size": net.first.weight.shape, "index_steps": [1, 3, 9], "values": torch.ones(3)},
+             "first.bias": {"size": net.first.bias.shape, "index_steps": [2], "values": torch.ones(1)}}  # fmt: skip
+    whole = {f"second.{name}": p.detach() + 1 for name, p in net.second.named_parameters()}
+    torch.save({"diffs": diffs, "abs": whole}, folder / "pytorch_diff.bin")
+    return net
+
+
 def checkpoint_folder(folder):
     folder.mkdir()
     net = Net()
@@ -88,6 +99,7 @@ MAKERS = {
     "peft": (peft_folder, load_bay),
     "adapters": (adapters_folder, load_bay),
     "adapters-bin": (adapters_bin_folder, load_bay),
+    "sft": (sft_folder, load_bay),
     "checkpoint": (checkpoint_folder, read_checkpoint),
 }
 
