@@ -471,12 +471,13 @@ class Bay:
         """
         return library.export(folder, self.fitting, name, format, rank, error)
 
-    def fold(self, *which: str | Mapping[str, float], untie: bool = False) -> "Bay":
+    def fold(self, *which: str | Mapping[str, float], untie: bool = False, dequantise: bool = False) -> "Bay":
         """Add modules into the base's weights: names, {name: weight}, or what `use` has set; the bay rests meanwhile.
 
-        untie: a weight that is used in two places is copied for this one. What has no delta raises CompositionError.
+        untie: a weight that is used in two places is copied for this one. dequantise: a quantised weight becomes a
+        float one first; how much that acts otherwise is logged. What has no delta raises CompositionError.
         """
-        fold(self.fitting, which, untie)
+        fold(self.fitting, which, untie, dequantise)
         return self
 
     def unfold(self) -> "Bay":

@@ -5,6 +5,7 @@
 While a bay is folded it does not run, so that the model costs what the base costs.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Routing, Site
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
-from .core import Part, base_type
+from .core import Part, base_type, quantised
 from .deltas import Affine, After, Beside, Bias, Dense, InputScale, Kronecker, LowRank, Scale, Sparse, Sum
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
+
+LOG = logging.getLogger("modbay")
 
 # Exact types: a subclass of Linear need not be affine. GPT-2's Conv1D is known by its site's form.
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -36,15 +39,17 @@ class Folded:
     order: int
     originals: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     tied: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
+    dequantised: dict[str, float] = field(default_factory=dict)  # the relative error of each weight
 
     def owns(self, module: nn.Module, name: str) -> bool:
         return any(m is module and n == name for m, n, _ in self.originals)
 
 
-def fold(fitting: Fitting, which: tuple, untie: bool = False) -> None:
+def fold(fitting: Fitting, which: tuple, untie: bool = False, dequantise: bool = False) -> None:
     """Add modules into the base's weights: names, {name: weight}, or what `use` has set.
 
-    untie: a weight that is used in two places is copied first. Raises CompositionError for what has no delta or no
+    untie: a weight that is used in two places is copied first. dequantise: a quantised weight becomes a float one
+    first, and it is logged by how much that acts otherwise. Raises CompositionError for what has no delta or no
     weight to take it, and BayError where other bays would be changed by it; then nothing has changed.
     """
     state = fitting.state
@@ -53,7 +58,7 @@ def fold(fitting: Fitting, which: tuple, untie: bool = False) -> None:
     weights = _weights(fitting, which)
     work = list(_work(fitting, weights))
     for place, parts in work:
-        _check(fitting, place, parts)
+        _check(fitting, place, parts, dequantise)
         _alone_here(fitting, place)
     if not untie:
         _untied(fitting, work)
@@ -61,6 +66,9 @@ def fold(fitting: Fitting, which: tuple, untie: bool = False) -> None:
     done = Folded(weights, state.enabled, 1 + max(others, default=0))
     try:
         with torch.no_grad():
+            for place, _ in work:
+                if quantised(place.target, place.site.parameter):
+                    _dequantise(done, place)
             for place, parts in sorted(work, key=lambda item: not _full(item[1])):  # a copy of a block before its parts
                 _apply(fitting.model, done, place, parts)
     except BaseException:
@@ -130,7 +138,7 @@ def _full(parts: list[tuple[Part, float]]) -> bool:
     return len(parts) == 1 and isinstance(parts[0][0].kind, Full) and parts[0][1] == 1
 
 
-def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> None:
+def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]], dequantise: bool) -> None:
     """Raise CompositionError if these parts can't be folded at this place."""
     site = place.site
     kinds = [part.kind for part, _ in parts]
@@ -142,6 +150,8 @@ def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> N
             )
     if _full(parts) and place.features is None and place.entry is None and site.form != "experts":
         return
+    if quantised(place.target, site.parameter):
+        _unpacks(place, dequantise)
     plain("fold", place)
     entering = [kind.enters for kind in kinds]
     if any(entering) and not all(entering):
@@ -151,6 +161,39 @@ def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]]) -> N
         )
     for kind, delta in ((kind, part_delta(part, 1.0, site)) for part, _ in parts if (kind := part.kind)):
         _fits(kind, list(leaves(delta)), place)
+
+
+def _unpacks(place: Place, dequantise: bool) -> None:
+    """Raise CompositionError unless a quantised weight may, and can, become a float one."""
+    what = f"fold at site {place.site.name!r}: the weight of this {base_type(place.target).__name__} is quantised"
+    if base_type(place.target) is not nn.Linear:
+        raise CompositionError(
+            f"{what}, and its layer takes no other. Fold into the base as it was before, or dequantise the model first "
+            f"(model.dequantize() in transformers), or serve it with the bay attached, which acts on it as it is."
+        )
+    if not dequantise:
+        raise CompositionError(
+            f"{what} ({type(place.site.weight).__name__}), and would round away what is added. fold(…, dequantise="
+            f"True) gives it a float weight; or serve the model with the bay attached, which acts on it as it is."
+        )
+
+
+def _dequantise(done: Folded, place: Place) -> None:
+    """A float weight instead of a quantised one; how far what it does is from what the layer did is logged."""
+    target, name = place.target, place.site.parameter
+    if any(module is target for module, _, _ in done.tied):  # another part of the same layer
+        return
+    packed = target._parameters[name]
+    assert packed is not None
+    weight = packed.dequantize()
+    eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    acts = (nn.Linear.forward(target, eye) - nn.Linear.forward(target, eye[:1] * 0)).mT  # type: ignore[arg-type]
+    error = float((weight - acts).norm() / acts.norm().clamp(min=1e-30))
+    done.dequantised[place.site.name] = error
+    done.tied.append((target, name, packed))
+    target._parameters[name] = nn.Parameter(weight, requires_grad=False)
+    LOG.warning("fold at site %r: its weight is %s now, and acts otherwise by a relative %.1e than the quantised one.",
+                place.site.name, str(weight.dtype).removeprefix("torch."), error)  # fmt: skip
 
 
 def plain(verb: str, place: Place) -> None:

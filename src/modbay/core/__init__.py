@@ -19,3 +19,4 @@ from ._session import Session as Session
 from ._session import recomputing as recomputing
 from ._site import base_type as base_type
 from ._site import describe as describe
+from ._site import quantised as quantised

@@ -18,6 +18,16 @@ def is_conv1d(module: nn.Module) -> bool:
     return base_type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
 
 
+def quantised(module: nn.Module | None, parameter: str = "weight") -> bool:
+    """Whether a weight is kept in fewer bits than it acts in: as integers (bitsandbytes), as a tensor that unpacks
+    itself (torchao), behind a call (torch's dynamic quantisation), or under another name (GPTQ, AWQ)."""
+    weight = getattr(module, parameter, None)
+    if not isinstance(weight, Tensor):
+        return callable(weight) or hasattr(module, "qweight")
+    own = type(weight)
+    return not weight.is_floating_point() or (own is not nn.Parameter and own.dequantize is not Tensor.dequantize)
+
+
 def _shape(module: nn.Module) -> tuple[str, int | None, int | None, int]:
     """(form, inputs, outputs, feature axis) of one module."""
     if is_conv1d(module):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..abstract import Site
+from ..core import quantised
 from ..errors import CompositionError, listed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -78,7 +79,12 @@ def uniform(site: Site, shape: Sequence[int]) -> Tensor:
 
 def matrix(site: Site, kind: str) -> Tensor:
     """The site's weight as (outputs, inputs · kernel), no narrower than float32; raises CompositionError if the site is
-    a slice of it, or a convolution with groups, whose weight is no such matrix."""
+    a slice of it, or a convolution with groups, whose weight is no such matrix, or a quantised one."""
+    if quantised(site.module, site.parameter):
+        raise CompositionError(
+            f"{kind} at site {site.name!r} ({type(site.module).__name__}): it reads the weight, and that is quantised. "
+            f"Use mb.LoRA, which doesn't, or dequantise the base."
+        )
     weight = site.weight.detach()
     weight = weight.mT if site.form in ("transposed", "embedding") else weight.flatten(1)
     if weight.shape[0] != site.outputs or getattr(site.module, "groups", 1) > 1:
@@ -92,7 +98,7 @@ def matrix(site: Site, kind: str) -> Tensor:
 def weighted(site: Site, kind: str) -> None:
     """Raise CompositionError if the site has no plain weight, one entry of which could change."""
     known = site.form in UPDATED
-    if not known or not site.weight.is_floating_point():
+    if not known or quantised(site.module, site.parameter):
         why = "its weight is quantised" if known else "there is no weight to update"
         raise CompositionError(
             f"{kind} at site {site.name!r} ({type(site.module).__name__}): {why}. Attach at the Linear, Conv1D, Conv "

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..abstract import Context, Replacement, Site
+from ..core import quantised
 from ..errors import CompositionError
 from ..types import Params
 
@@ -33,6 +34,12 @@ class Full(Replacement):
     def _one(self, site: Site) -> dict[str, Tensor]:
         module = site.module
         own = [] if module is None else module.named_parameters(remove_duplicate=False)
+        packed = [name for name, inner in _modules(module) if quantised(inner)]
+        if packed:
+            raise CompositionError(
+                f"Full at site {site.name!r} ({type(module).__name__}): the weight of {packed[0] or 'it'!r} is "
+                f"quantised, and no copy of it could learn. Use mb.LoRA, or dequantise the base."
+            )
         copies: dict[int, Tensor] = {}  # one a tensor, so that tied parameters stay one
         params = {
             name.replace(".", "/"): copies.setdefault(id(p), p.detach().clone())
@@ -61,3 +68,9 @@ class Full(Replacement):
     def _run(self, params: Params, x: Tensor, f: Callable, rows: Tensor | None) -> Tensor:
         named = {name.replace("/", "."): tensor for name, tensor in params.items()}
         return f.under(named, x, rows)  # type: ignore[attr-defined]
+
+
+def _modules(module: nn.Module | None) -> list[tuple[str, nn.Module]]:
+    """The modules of a site by name, without those of its bays."""
+    found = [] if module is None else module.named_modules()
+    return [(name, inner) for name, inner in found if "_bay" not in name.split(".")]
