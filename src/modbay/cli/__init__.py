@@ -25,8 +25,6 @@ app.add_typer(library, name="library")
 EXTRAS = {  # what brings a package that some commands need
     "huggingface_hub": "hf", "transformers": "hf", "accelerate": "hf", "datasets": "hf",
     "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train", "matplotlib": "plot", "gguf": "gguf",
-    "yaml": "train", "pydantic": "train", "scipy": "train", "sklearn": "train", "matplotlib": "plot",
-    "gguf": "gguf",
 }  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
