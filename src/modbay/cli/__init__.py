@@ -591,9 +591,7 @@ def fold(
 def convert(
     modules: Annotated[Path, typer.Argument(help="A folder that bay.save wrote, or peft's or adapters' checkpoint.")],
     out: Annotated[Path, typer.Argument(help="The folder that is written.")],
-    to: Annotated[
-        str, typer.Option("--to", help="modbay, peft, adapters, lora (plain, for engines) or gguf.")
-    ],
+    to: Annotated[str, typer.Option("--to", help="modbay, peft, adapters, lora (plain, for engines) or gguf.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The base: a folder, or its id on the hub.")],
     name: Annotated[str | None, typer.Option("--name", help="Only this module of several.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="Of a plain LoRA; the lowest that will do.")] = None,
