@@ -262,7 +262,7 @@ def late(signum, frame):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the highest memory is told by Linux")
-@pytest.mark.parametrize("shard", range(max(2, MANY // SHARD // len(MAKERS))))
+@pytest.mark.parametrize("shard", range(max(2, -(-MANY // (SHARD * len(MAKERS))))))
 @pytest.mark.parametrize("format", MAKERS)
 def test_mutated_files(format, shard, tmp_path):
     torch.manual_seed(0)
