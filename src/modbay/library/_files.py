@@ -218,3 +218,17 @@ def walk(root: Path) -> Iterator[tuple[str, Stamp]]:
                 yield path[start:].replace(os.sep, "/"), [seen.st_mtime_ns, seen.st_size, seen.st_ino]
             except FileNotFoundError:
                 folders.append(path)
+
+
+def typed(path: Path, table: Mapping[str, Any], key: str, wanted: type | tuple[type, ...], default: Any = None) -> Any:
+    """A value of a JSON that another library wrote to `path`, of the type that it writes there; null is the default."""
+    value = table.get(key)
+    if value is None:
+        return default
+    types = wanted if isinstance(wanted, tuple) else (wanted,)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise FileError(
+            f"{path}: {key} is {value!r:.80}, but must be {' or '.join(t.__name__ for t in types)}: damaged, or edited "
+            f"by hand. Copy it again."
+        )
+    return value

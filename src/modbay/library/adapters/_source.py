@@ -18,7 +18,7 @@ from ...abstract import Aggregator, Kind
 from ...errors import FileError, listed
 from ...seams import Roles, find_roles, named
 from ...types import Params
-from .._files import inside, read_json, read_tensors
+from .._files import inside, read_json, read_tensors, typed
 from .._pickles import pickled_tensors
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
@@ -52,16 +52,7 @@ class Source:
 
     def get(self, table: Mapping[str, Any], key: str, wanted: type | tuple[type, ...], default: Any = None) -> Any:
         """A value of the config of the type that adapters writes there; null is the default."""
-        value = table.get(key)
-        if value is None:
-            return default
-        types = wanted if isinstance(wanted, tuple) else (wanted,)
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise FileError(
-                f"{self.path}/{CONFIG}: {key} is {value!r:.80}, but must be "
-                f"{' or '.join(t.__name__ for t in types)}: damaged, or edited by hand. Copy it again."
-            )
-        return value
+        return typed(self.path / CONFIG, table, key, wanted, default)
 
     def older(self, *version: int) -> bool:
         """Whether it was written by adapters before a version; what has none was written by its forerunner."""

@@ -13,7 +13,7 @@ from ...abstract import Kind
 from ...errors import FileError, listed
 from ...seams import named
 from ...types import Params
-from .._files import inside, read_json, read_tensors
+from .._files import inside, read_json, read_tensors, typed
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING")
@@ -53,16 +53,7 @@ class Source:
 
     def get(self, key: str, wanted: type | tuple[type, ...], default: Any = None) -> Any:
         """A value of the config of the type that peft writes there; null is the default."""
-        value = self.config.get(key)
-        if value is None:
-            return default
-        types = wanted if isinstance(wanted, tuple) else (wanted,)
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise FileError(
-                f"{self.path}/{CONFIG}: {key} is {value!r:.80}, but must be "
-                f"{' or '.join(t.__name__ for t in types)}: damaged, or edited by hand. Copy it again."
-            )
-        return value
+        return typed(self.path / CONFIG, self.config, key, wanted, default)
 
     def number(self, key: str, default: float, site: str = "", pattern: str = "") -> float:
         """A number of the config; with `pattern`, what that table of expressions says of a site goes before."""
