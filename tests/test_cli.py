@@ -61,6 +61,12 @@ def test_module_runs():
     assert done.returncode == 0 and done.stdout.startswith("modbay 0."), done.stderr
 
 
+def test_the_command_begins_without_what_is_slow_to_import():
+    slow = ["torch._dynamo", "scipy.optimize", "transformers", "peft", "sklearn", "matplotlib", "pandas"]
+    code = f"import sys, modbay.cli; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_a_package_that_is_missing_is_named_with_what_brings_it():
     lines = "import sys; sys.modules['yaml'] = None; sys.argv = ['modbay', 'merge', 'a', 'b', '--out', 'c']"
     code = f"{lines}; from modbay.cli import main; main()"

@@ -306,6 +306,31 @@ def test_dare_keeps_its_share_and_its_mean():
     assert torch.equal(bare[bare != 0], delta[bare != 0])
 
 
+@pytest.mark.parametrize("density", [1e-300, 1e-6, 0.003, 0.2, 0.25, 0.7500000000000001, 0.999])
+def test_draws_are_independent_and_as_likely_as_they_should_be(density):
+    n = 400_000
+    drawn = merging.draw(n, density, seed=3).double()
+    spread = (density * (1 - density) / n) ** 0.5
+    assert abs(float(drawn.mean()) - density) <= 5 * spread + 1e-12
+    for far in (1, 2, 7, 8):  # neighbours come of one 64-bit word
+        both = float((drawn[far:] * drawn[:-far]).mean())
+        assert abs(both - density**2) <= 5 * density * ((1 - density**2) / n) ** 0.5 + 5 * spread * density + 1e-6
+    assert torch.equal(merging.draw(n, density, seed=3).double(), drawn)
+    other = merging.draw(n, density, seed=3, place=1).double()
+    assert abs(float((drawn * other).mean()) - density**2) <= 10 * density * spread / max(density, 1e-6) + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trim_is_the_same_in_parts(dtype):
+    vector = torch.randn(1000, generator=torch.Generator().manual_seed(2)).mul(4).round().to(dtype)  # many are as large
+    for density in (0.001, 0.2, 0.5, 0.99):
+        parts = lambda: vector.split(7)
+        where = merging.cut(parts, 1000, density)
+        whole = vector * merging.trim(vector, density)
+        assert int((whole != 0).sum()) == min(int(density * 1000), int((vector != 0).sum()))
+        assert torch.equal(torch.cat([merging.trimmed(p, where, 7 * i) for i, p in enumerate(parts())]), whole)
+
+
 def test_what_dare_drops_follows_from_seed_name_and_place():
     base, models = model(0), [model(i) for i in (1, 2)]
     merged = merging.dare(models, base, density=0.5, seed=4)

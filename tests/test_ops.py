@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modbay.ops import uncompiled
 from modbay.ops.grouped import add_linear, linear, linear_reference, shared_linear, shared_linear_reference
 from modbay.ops.lowrank import lowrank_mixture, lowrank_mixture_reference
 
@@ -23,3 +24,16 @@ def test_a_mixture_of_low_rank_updates(routed):
     x, a, b = torch.randn(4, 5, 8), torch.randn(3, 2, 8), torch.randn(3, 6, 2)
     weights = torch.rand(*routed, 3)
     torch.testing.assert_close(lowrank_mixture(x, a, b, weights), lowrank_mixture_reference(x, a, b, weights))
+
+
+def test_what_is_not_compiled_breaks_the_graph():
+    seen = []
+
+    @uncompiled
+    def middle(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.compiler.is_compiling())
+        return x + int(x.sum())
+
+    compiled = torch.compile(lambda x: middle(x * 2) * 3, backend="eager")
+    torch.testing.assert_close(compiled(torch.ones(3)), (2.0 + 6) * 3 * torch.ones(3))
+    assert seen == [False]

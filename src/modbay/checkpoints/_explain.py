@@ -13,7 +13,7 @@ from ..errors import ConfigError, FileError, listed
 from ._expect import words
 from ._layers import split
 from ._merge import PIECE
-from ._methods import METHODS, Values
+from ._methods import METHODS, Core, Values
 from ._plan import Plan, Step, prepare
 from ._read import Checkpoint, open_checkpoint
 from ._recipe import Recipe
@@ -75,7 +75,11 @@ class Explanation:
         named = zip(self.models, self.short, one.models(), strict=True)
         models: list[dict[str, Any]] = [{"model": name, "name": short, **said} for name, short, said in named]
         pairs = [{**said, "of": [self.short[i] for i in said["of"]]} for said in one.pairs()]
-        voted = ("trimmed", *(("outvoted",) if self.method in VOTING else ())) if self.method in PARTS else ()
+        voted = (
+            ("trimmed", *(("outvoted",) if self.method in VOTING else ()))
+            if "density" in METHODS[self.method].each
+            else ()
+        )
         for said in models:
             out = [key for key in ("trimmed", "outvoted") if key not in voted]
             said |= dict.fromkeys([*out, *(BY_VECTOR if self.base is None else ())])
@@ -172,33 +176,34 @@ def _tensor(plan: Plan, step: Step, start: Checkpoint | None, which: Sequence[in
     tensors = [one.tensor(name) for one in plan.sources]
     base = plan.base.tensor(name) if plan.base is not None else None
     origin = start.tensor(name) if start is not None else None
-    values = step.values if method.first is None else method.first(tensors, base, step.values)
+    core = method.core(tensors, base, step.values)
     total = merging.Conflicts.none(len(which))
     flat = [None if t is None else t.view(-1) for t in (*tensors, base, origin)]
     for at in range(0, tensors[0].numel(), PIECE):
         *own, below, begin = [None if t is None else t[at : at + PIECE] for t in flat]
-        total = total + _values(plan, step, values, own, below, begin, which, at)  # type: ignore[arg-type]
+        total = total + _values(plan, step, core, own, below, begin, which, at)  # type: ignore[arg-type]
     return total
 
 
 def _values(
-    plan: Plan, step: Step, values: Values, tensors: Sequence[Tensor], base: Tensor | None, origin: Tensor | None,
+    plan: Plan, step: Step, core: Core, tensors: Sequence[Tensor], base: Tensor | None, origin: Tensor | None,
     which: Sequence[int], at: int,
 ) -> merging.Conflicts:  # fmt: skip
     """Of some entries of one tensor, which begin at the place `at`."""
     wide = torch.promote_types(step.place.dtype, torch.float32)
     tensors = [t.to(wide) for t in tensors]
     base = None if base is None else base.to(wide)
-    out = plan.method.run(tensors, base, values, at)
+    out = core.run(tensors, base, at)
     begin = torch.stack(list(tensors)).mean(0) if origin is None else origin.to(wide)
     vectors = [tensors[i] - begin for i in which]
-    weights, take = asked(values), PARTS.get(plan.recipe.method)
+    assert step.values is not None
+    weights, kept = asked(step.values), core.kept
     return merging.conflicts(
         vectors,
         [weights[i] for i in which],
         merged=out - begin,
         base=begin,
-        parts=take(vectors, [values.found[i] for i in which], at) if take is not None else None,
+        parts=[kept(i, t, at) for i, t in zip(which, vectors, strict=True)] if kept is not None else None,
         voting=plan.recipe.method in VOTING,
         rounded=out.to(step.place.dtype).to(wide) - begin if step.place.dtype != wide else None,
     )
@@ -209,23 +214,6 @@ def asked(values: Values) -> list[float]:
     weights = [float(one.get("weight", 1.0)) for one in values.each]
     total = sum(weights) if values.whole.get("normalize") else 1.0
     return [float(values.whole.get("lambda", 1.0)) * w / (total if abs(total) >= 1e-8 else 1.0) for w in weights]
-
-
-def _trimmed(vectors: Sequence[Tensor], found: Sequence[Any], at: int) -> list[Tensor]:
-    return [merging.trimmed(t, cut, at) for t, cut in zip(vectors, found, strict=True)]
-
-
-def _drawn(vectors: Sequence[Tensor], found: Sequence[Any], at: int) -> list[Tensor]:
-    """What the merge draws."""
-    kept = [
-        t if mask is None else t * mask[at : at + len(t)].to(t) for t, (mask, _) in zip(vectors, found, strict=True)
-    ]
-    return [t * factor for t, (_, factor) in zip(kept, found, strict=True)]
-
-
-PARTS: dict[str, Callable[[Sequence[Tensor], Sequence[Any], int], list[Tensor]]] = {
-    "ties": _trimmed, "dare_linear": _drawn, "dare_ties": _drawn,
-}  # fmt: skip
 
 
 # Layers

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import Tensor
 from ..errors import ConfigError, FileError
 from ..library._files import write_json
 from ._card import FILE, card, facts, hashes
+from ._methods import Core
 from ._plan import Plan, Step, prepare, room
 from ._recipe import Recipe
-from ._write import Shard, Writer, write_index
+from ._write import Place, Shard, Writer, write_index
 
 PARTIAL, BEGUN = ".partial", "recipe.yaml"
 PIECE = 1 << 17  # numbers: 512 KiB of float32, which the processor's cache holds with its like
@@ -182,21 +183,18 @@ def pieces(plan: Plan, step: Step) -> Iterator[Tensor]:
     tensors = [one.tensor(name) for one in plan.sources]
     base = plan.base.tensor(name) if plan.base is not None else None
     everything = [*tensors, *([base] if base is not None else [])]
-    if plan.method.first is not None:
-        step = replace(step, values=plan.method.first(tensors, base, step.values))
-    at = 0
+    core, at = plan.method.core(tensors, base, step.values), 0
     for parts in zip(*(t.view(-1).split(PIECE) for t in everything), strict=True):
         own = parts[: len(tensors)]
-        yield _sound(plan, step, own, None if base is None else parts[-1], at)
+        yield _sound(plan, step.place, core, own, None if base is None else parts[-1], at)
         at += len(parts[0])
 
 
-def _sound(plan: Plan, step: Step, tensors: Sequence[Tensor], base: Tensor | None, at: int) -> Tensor:
+def _sound(plan: Plan, place: Place, core: Core, tensors: Sequence[Tensor], base: Tensor | None, at: int) -> Tensor:
     """The merged values, which must be finite unless all models have the same (a mask of −inf)."""
-    assert step.values is not None
-    if step.place.dtype != tensors[0].dtype:  # cores round to their first argument's type
-        tensors = [t.to(torch.promote_types(step.place.dtype, torch.float32)) for t in tensors]
-    out = plan.method.run(tensors, base, step.values, at).to(step.place.dtype)
+    if place.dtype != tensors[0].dtype:  # cores round to their first argument's type
+        tensors = [t.to(torch.promote_types(place.dtype, torch.float32)) for t in tensors]
+    out = core.run(tensors, base, at).to(place.dtype)
     total = out.sum(dtype=torch.promote_types(out.dtype, torch.float32))  # finite only if all are: one quick pass
     if not math.isfinite(float(total)) and not bool(out.isfinite().all()):
         alike = [*tensors, *([base] if base is not None else [])]
@@ -206,7 +204,7 @@ def _sound(plan: Plan, step: Step, tensors: Sequence[Tensor], base: Tensor | Non
         why = (
             f"it is not in {', '.join(bad)}" if bad else "the weights are too large for it: --dtype float32 holds more"
         )
-        raise FileError(f"{step.place.name!r} would not be finite in {str(step.place.dtype)[6:]}: {why}.")
+        raise FileError(f"{place.name!r} would not be finite in {str(place.dtype)[6:]}: {why}.")
     return out
 
 

@@ -24,6 +24,7 @@ from ._dare import draw as draw
 from ._dare import drop as drop
 from ._dare import factor as factor
 from ._dare import named as named
+from ._dare import numbers as numbers
 from ._fisher import fisher as fisher
 from ._fisher import fisher_tensor as fisher_tensor
 from ._fisher import norms as norms

@@ -5,6 +5,7 @@ Frankle, Dziugaite, Roy and Carbin, "Linear Mode Connectivity and the Lottery Ti
 1912.05671).
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -47,7 +48,12 @@ def average_tensor(tensors: Sequence[Tensor], weights: Sequence[float] | None = 
     given = weighing("average", weights, len(tensors))
     total = _sum(tensors, given)
     if (normalise or weights is None) and (below := _added(tuple(given), total.dtype)) != 1:
-        total.div_(below)
+        if (
+            abs(math.frexp(below)[0]) == 0.5
+        ):  # of a power of two the inverse is exact, and multiplying takes half as long
+            total.mul_(1 / below)
+        else:
+            total.div_(below)
     return total.to(tensors[0].dtype)
 
 

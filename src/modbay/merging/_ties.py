@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..types import System, systems
 from ._arithmetic import onto, vectors
-from ._models import State, alone, each, fit, one_of, share, weighing
+from ._models import State, alone, each, fit, one_of, share, weighing, wide
 
 VOTES = ("mass", "count")
 MEANS = ("weights", "count", "sum", "max")
@@ -41,8 +41,8 @@ def cut(parts: Callable[[], Iterable[Tensor]], n: int, density: float) -> Cut | 
         return Cut(float("inf"), -1)
     sizes, at = None, 0
     for part in parts():
-        sizes = torch.empty(n, dtype=part.dtype, device=part.device) if sizes is None else sizes
-        torch.abs(part.detach().reshape(-1), out=sizes[at : at + part.numel()])
+        sizes = torch.empty(n, dtype=wide(part), device=part.device) if sizes is None else sizes
+        torch.abs(part.detach().reshape(-1).to(sizes.dtype), out=sizes[at : at + part.numel()])
         at += part.numel()
     assert sizes is not None
     size, more = _select(sizes, k)

@@ -7,7 +7,6 @@ all metrics are functions of sums over rows, so that a draw is a column of S W, 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
 
 from ..errors import DataError, listed
 from ._records import Record
@@ -156,6 +155,8 @@ def _paired_tags(r: Record) -> bool:
 def _summing(cells: Sequence[tuple[int, int]], k: int, n: int):
     """S (k, n), one for each pair (what, row), added where a pair comes twice."""
     where = np.array(cells, dtype=np.int64).reshape(-1, 2).T
+    from scipy.sparse import coo_array  # noqa: PLC0415 (slow to import)
+
     return coo_array((np.ones(where.shape[1]), (where[0], where[1])), shape=(k, n)).tocsr()
 
 

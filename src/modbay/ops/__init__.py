@@ -25,3 +25,4 @@ from .remade import uniforms as uniforms
 from .transport import assignment as assignment
 from .transport import shares as shares
 from .transport import sinkhorn as sinkhorn
+from .uncompiled import uncompiled as uncompiled

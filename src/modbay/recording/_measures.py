@@ -14,7 +14,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 LITTLE = 10  # a module with less than 1 / (LITTLE n) of the use is out of use
@@ -93,6 +92,8 @@ def matching(table: Any) -> list[int]:
     p = array(table)
     p = p / np.where(p.sum(1, keepdims=True) > 0, p.sum(1, keepdims=True), 1)
     v, n = p.shape
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 (slow to import)
+
     rows, columns = linear_sum_assignment(-np.tile(p, (1, -(-v // n))))
     return [int(columns[np.argmax(rows == i)] % n) for i in range(v)]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..abstract import Context, Router, Routing, Site
 from ..errors import CompositionError, listed
-from ..ops import assignment, shares, sinkhorn
+from ..ops import assignment, shares, sinkhorn, uncompiled
 from ..types import System
 from . import _reading
 from ._columns import regrown, renamed
@@ -107,7 +107,7 @@ class Balanced(Router):
             return Routing(index=index, weights=p.gather(-1, index.clamp(min=0)))
 
 
-@torch.compiler.disable()
+@uncompiled
 def _assigned(scores: Tensor, real: Tensor | None) -> Tensor:
     """The module of each row (rows,), −1 for padding."""
     if real is None:

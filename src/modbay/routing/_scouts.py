@@ -16,6 +16,7 @@ from torch import Tensor
 from ..abstract import Context, Router, Routing, Site
 from ..core import recomputing
 from ..errors import CallError, CompositionError, listed
+from ..ops import uncompiled
 from . import _reading
 from ._columns import rearranged, regrown, renamed
 
@@ -161,7 +162,7 @@ class Scouts(Router):
             self.blame.lerp_(wrong, 1 - MEMORY)
         return q
 
-    @torch.compiler.disable()
+    @uncompiled
     @torch.no_grad()
     def _search(self) -> None:
         """Now and then, the scout that is used least becomes nearly a copy of the one that errs most in all."""
