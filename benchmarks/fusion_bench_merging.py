@@ -12,7 +12,6 @@ largest value, and scored on examples that none has seen.
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from modbay import merging, sparsity
 
 MODELS, ROWS, ALPHA = 3, 300, 0.9
+FILES = ("fisher", "regmean", "regmean-float64")
 State = dict[str, Tensor]
 
 
@@ -42,18 +42,23 @@ def main() -> None:
         call = {"folder": where, "models": MODELS, "alpha": ALPHA}
         command = [given.python, str(Path(__file__).with_name("_fusion_bench.py")), json.dumps(call)]
         versions = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
         )
-        theirs = {name: load_file(folder / f"{name}.safetensors") for name in ("fisher", "regmean")}
-        found = {name: [load_file(folder / f"{name}{i}.safetensors") for i in range(MODELS)] for name in theirs}
+        theirs = {name: load_file(folder / f"{name}.safetensors") for name in FILES}
+        found = {name: [load_file(folder / f"{name}{i}.safetensors") for i in range(MODELS)] for name in FILES[:2]}
     print(json.dumps(versions))
     named = [{f"{layer}.weight": g for layer, g in one.items()} for one in found["regmean"]]
     fishers, grams = zip(*(measured(m, x[:ROWS]) for m, (x, _) in zip(models, data, strict=True)), strict=True)
     said = {
         "Fisher, of its diagonals": apart(merging.fisher(models, found["fisher"], floor="added"), theirs["fisher"]),
         "RegMean, of its Grams": apart(merging.regmean(models, named, ALPHA), theirs["regmean"]),
+        "RegMean, of its Grams, beside its code in float64": apart(
+            merging.regmean(models, named, ALPHA), theirs["regmean-float64"]
+        ),
         "the Grams": max(apart(mine, its) for mine, its in zip(grams, named, strict=True)),
-        "RegMean, of modbay's Grams": apart(merging.regmean(models, grams, ALPHA), theirs["regmean"]),
+        "RegMean, of modbay's Grams, beside its code in float64": apart(
+            merging.regmean(models, grams, ALPHA), theirs["regmean-float64"]
+        ),
         "the diagonals": max(apart(mine, its) for mine, its in zip(fishers, found["fisher"], strict=True)),
         "the diagonals, with its products of classes": max(
             apart(crossed(m, x[:ROWS]), its) for m, (x, _), its in zip(models, data, found["fisher"], strict=True)
@@ -97,19 +102,20 @@ def trained(data: list[tuple[Tensor, Tensor]]) -> list[State]:
 
 def measured(state: State, x: Tensor) -> tuple[State, State]:
     """(the Fisher diagonal by label, all labels as the model weighs them; Grams a row, by the name of the weight)."""
-    net, grams = loaded(state), {}
+    net, inputs = loaded(state), {}
     for name, layer in net.named_modules():
         if isinstance(layer, torch.nn.Linear):
-            layer.register_forward_pre_hook(lambda _, given, key=f"{name}.weight": grams.update({key: given[0]}))
+            layer.register_forward_pre_hook(lambda _, given, key=f"{name}.weight": inputs.update({key: given[0]}))
     with torch.no_grad():
         net(x)
+        grams = {name: merging.gram(rows) / len(rows) for name, rows in inputs.items()}
     weights = dict(net.named_parameters())
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
     for y in range(10):  # E_y: every label, and how likely it is
         losses = (-(p.detach().sqrt() * p.log())[0, y] for p in (net(row[None]).logits.softmax(-1) for row in x))
         for name, diagonal in sparsity.fisher(losses, weights).items():
             total[name] += diagonal
-    return total, {name: merging.gram(inputs) / len(inputs) for name, inputs in grams.items()}
+    return total, grams
 
 
 def crossed(state: State, x: Tensor) -> State:
@@ -125,6 +131,7 @@ def loaded(state: State) -> torch.nn.Module:
     return net
 
 
+@torch.no_grad()
 def apart(mine: State, theirs: State) -> float:
     """The largest difference, relative to the largest value of its tensor."""
     assert mine.keys() == theirs.keys()
@@ -138,4 +145,4 @@ def right(state: State, test: tuple[Tensor, Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -122,11 +122,12 @@ def _drawn(i: int, tensor: Tensor, base: Tensor | None, density: float, v: Value
     rescale, mask = RESCALE[v.whole["rescale"]], merging.draw(tensor.numel(), density, v.seed, i)
     if rescale != "l1":
         return mask, 1 / density if rescale == "density" else 1.0
-    sums = torch.zeros(2, dtype=torch.float64)
+    before = after = 0.0
     for part, at in _vector(tensor, base):
         sizes = part.abs_()
-        sums += torch.stack([sizes.sum(), sizes.dot(merging.numbers(mask[at : at + len(part)], sizes.dtype))])
-    return mask, float(merging.factor(*sums))
+        before += float(sizes.sum())
+        after += float(sizes.dot(merging.numbers(mask[at : at + len(part)], sizes.dtype)))
+    return mask, float(merging.factor(torch.tensor(before), torch.tensor(after)))
 
 
 def _mean(v: Values) -> str:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ class Shard:
     file: str
     places: tuple[Place, ...]
 
+    @cached_property
     def head(self) -> bytes:
         """What stands before the values."""
         record: dict = {"__metadata__": {"format": "pt"}}
@@ -49,9 +51,9 @@ class Shard:
         text += b" " * (-len(text) % 8)  # values begin at a multiple of 8
         return len(text).to_bytes(8, "little") + text
 
-    @property
+    @cached_property
     def size(self) -> int:
-        return len(self.head()) + sum(place.size for place in self.places)
+        return len(self.head) + sum(place.size for place in self.places)
 
 
 def shards(places: Sequence[Place], most: int) -> list[Shard]:
@@ -86,7 +88,7 @@ class Writer:
         self.path, self.shard = folder / shard.file, shard
         self.aside = folder / (shard.file + WRITING)
         self.file = open(self.aside, "wb", buffering=0)  # noqa: SIM115 (it is closed on leaving)
-        self._all(memoryview(shard.head()))
+        self._all(memoryview(shard.head))
 
     def __enter__(self) -> "Writer":
         return self

@@ -44,12 +44,13 @@ def slerp_tensor(tensors: Sequence[Tensor], t: float = 0.5, threshold: float = 0
 
 def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
     """(θ_a · θ_b, θ_a · θ_a, θ_b · θ_b), a piece at a time; pieces are added up in float64."""
-    total = torch.zeros(3, dtype=torch.float64, device=a.device)
-    kind = torch.promote_types(wide(a), wide(b))
+    if a.numel() == 0:
+        return 0.0, 0.0, 0.0
+    kind, found = torch.promote_types(wide(a), wide(b)), []
     for x, y in zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True):
         x, y = x.to(kind), y.to(kind)
-        total += torch.stack([x.dot(y), x.dot(x), y.dot(y)])
-    return tuple(total.tolist())  # type: ignore[return-value]
+        found += [x.dot(y), x.dot(x), y.dot(y)]
+    return tuple(torch.stack(found).double().view(-1, 3).sum(0).tolist())  # type: ignore[return-value]
 
 
 def shares(ab: float, aa: float, bb: float, t: float = 0.5, threshold: float = 0.9995) -> tuple[float, float]:
