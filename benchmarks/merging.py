@@ -7,6 +7,7 @@ of its own. A copy reads every input, read(), and writes one output of their siz
 a buffer of 1 MiB. Both end with fsync, as modbay does and mergekit does not. Each run is a process of its own, as a
 user's is: it begins as a copy of one that has imported all and has merged two small checkpoints, so that no import is
 counted.
+Last the two commands are run as they are typed.
 `hashed`: modbay when it reads all inputs for their SHA-256, as the first merge of a file does; `modbay`: when they are
 known. MiB: the peak of anonymous memory beyond what the process had at first. CPU ratios are of the least seconds, wall
 ratios of medians. --equal: the largest differences of the two outputs, too; of DARE, whose draws differ, the shares of
@@ -71,6 +72,8 @@ def main() -> None:
                     print(rows[-1]["line"], flush=True)
         for side in sides.values():
             side.process.stdin.close()
+        if given.mergekit:
+            print(typed(folder, given.mergekit), flush=True)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
 
@@ -113,6 +116,29 @@ def compare(way: str, n: int, folder: Path, sides: dict, given: argparse.Namespa
     for verb in verbs:
         shutil.rmtree(folder / f"out-{verb}", ignore_errors=True)
     return {"way": way, "models": n, "ran": ran, "line": f"{way}, {n}: " + "\n    ".join(["", *said])}
+
+
+def typed(folder: Path, mergekit: str) -> str:
+    """The commands as they are typed, an average of two, imports and all: the least CPU seconds of three runs each."""
+    import resource
+
+    recipe, out, said = folder / "recipe.yaml", folder / "typed", []
+    models = "".join(f"  - model: {folder / one}\n    parameters: {{weight: 1.0}}\n" for one in ("m0", "m1"))
+    recipe.write_text(f"merge_method: linear\ndtype: float32\nmodels:\n{models}")
+    commands = {
+        "modbay merge": [str(Path(sys.executable).with_name("modbay")), "merge", str(recipe), "--out", str(out)],
+        "mergekit-yaml": [str(Path(mergekit).with_name("mergekit-yaml")), str(recipe), str(out), "--quiet"],
+    }
+    for name, command in commands.items():
+        took = []
+        for _ in range(3):
+            shutil.rmtree(out, ignore_errors=True)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        said.append(f"{name} {min(took):.1f} s")
+    return f"as typed, linear of 2: {', '.join(said)} CPU"
 
 
 class Side:
