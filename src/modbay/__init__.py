@@ -34,6 +34,7 @@ from .deltas import Mask as Mask
 from .deltas import Scale as Scale
 from .deltas import Sparse as Sparse
 from .deltas import Sum as Sum
+from .dequantise import dequantise as dequantise
 from .merge import MergeReport as MergeReport
 from .modules import *
 from .routing import *

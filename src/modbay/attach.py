@@ -474,8 +474,8 @@ class Bay:
     def fold(self, *which: str | Mapping[str, float], untie: bool = False, dequantise: bool = False) -> "Bay":
         """Add modules into the base's weights: names, {name: weight}, or what `use` has set; the bay rests meanwhile.
 
-        untie: a weight that is used in two places is copied for this one. dequantise: a quantised weight becomes a
-        float one first; how much that acts otherwise is logged. What has no delta raises CompositionError.
+        untie: a weight that is used in two places is copied for this one. dequantise: a quantised linear layer
+        becomes a Linear first; how much that acts otherwise is logged. What has no delta raises CompositionError.
         """
         fold(self.fitting, which, untie, dequantise)
         return self

@@ -5,7 +5,6 @@
 While a bay is folded it does not run, so that the model costs what the base costs.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,11 +15,10 @@ from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Ro
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type, quantised
 from .deltas import Affine, After, Beside, Bias, Dense, InputScale, Kronecker, LowRank, Scale, Sparse, Sum
+from .dequantise import Unpacked, acts_in, linear, unpack
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
-
-LOG = logging.getLogger("modbay")
 
 # Exact types: a subclass of Linear need not be affine. GPT-2's Conv1D is known by its site's form.
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -39,7 +37,12 @@ class Folded:
     order: int
     originals: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     tied: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
-    dequantised: dict[str, float] = field(default_factory=dict)  # the relative error of each weight
+    unpacked: dict[str, Unpacked] = field(default_factory=dict)  # layers that were quantised, by site
+
+    @property
+    def dequantised(self) -> dict[str, float]:
+        """The relative error of each layer that was quantised: what it does as a Linear, against what it did."""
+        return {site: one.error for site, one in self.unpacked.items()}
 
     def owns(self, module: nn.Module, name: str) -> bool:
         return any(m is module and n == name for m, n, _ in self.originals)
@@ -48,27 +51,27 @@ class Folded:
 def fold(fitting: Fitting, which: tuple, untie: bool = False, dequantise: bool = False) -> None:
     """Add modules into the base's weights: names, {name: weight}, or what `use` has set.
 
-    untie: a weight that is used in two places is copied first. dequantise: a quantised weight becomes a float one
-    first, and it is logged by how much that acts otherwise. Raises CompositionError for what has no delta or no
-    weight to take it, and BayError where other bays would be changed by it; then nothing has changed.
+    untie: a weight that is used in two places is copied first. dequantise: a quantised linear layer becomes a Linear
+    with a weight of floats first, and it is logged by how much that acts otherwise. Raises CompositionError for what
+    has no delta or no weight to take it, and BayError where it would change other bays; then nothing has changed.
     """
     state = fitting.state
     if state.folded is not None:
         raise BayError(f"fold: bay {state.name!r} is folded already ({listed(state.folded.weights)}): unfold it first.")
     weights = _weights(fitting, which)
     work = list(_work(fitting, weights))
-    for place, parts in work:
-        _check(fitting, place, parts, dequantise)
-        _alone_here(fitting, place)
-    if not untie:
-        _untied(fitting, work)
     others = [bay.folded.order for bay in fitting.session.bays.values() if bay.folded is not None]
     done = Folded(weights, state.enabled, 1 + max(others, default=0))
     try:
+        for place, parts in work:
+            _foldable(place, parts)
+            _alone_here(fitting, place)
+            if quantised(place.target, place.site.parameter):
+                _unpack(fitting, done, place, dequantise)
+            _check(place, parts)
+        if not untie:
+            _untied(fitting, work)
         with torch.no_grad():
-            for place, _ in work:
-                if quantised(place.target, place.site.parameter):
-                    _dequantise(done, place)
             for place, parts in sorted(work, key=lambda item: not _full(item[1])):  # a copy of a block before its parts
                 _apply(fitting.model, done, place, parts)
     except BaseException:
@@ -138,20 +141,22 @@ def _full(parts: list[tuple[Part, float]]) -> bool:
     return len(parts) == 1 and isinstance(parts[0][0].kind, Full) and parts[0][1] == 1
 
 
-def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]], dequantise: bool) -> None:
+def _foldable(place: Place, parts: list[tuple[Part, float]]) -> None:
+    """Raise CompositionError for kinds that change no parameters of f."""
+    for kind in (part.kind for part, _ in parts):
+        if not isinstance(kind, (ParameterComposition, Full)):
+            raise CompositionError(
+                f"fold at site {place.site.name!r}: {type(kind).__name__} is no change of f's parameters, so that no "
+                f"weight can hold it. Serve the model with the bay attached."
+            )
+
+
+def _check(place: Place, parts: list[tuple[Part, float]]) -> None:
     """Raise CompositionError if these parts can't be folded at this place."""
     site = place.site
     kinds = [part.kind for part, _ in parts]
-    for kind in kinds:
-        if not isinstance(kind, (ParameterComposition, Full)):
-            raise CompositionError(
-                f"fold at site {site.name!r}: {type(kind).__name__} is no change of f's parameters, so that no weight "
-                f"can hold it. Serve the model with the bay attached."
-            )
     if _full(parts) and place.features is None and place.entry is None and site.form != "experts":
         return
-    if quantised(place.target, site.parameter):
-        _unpacks(place, dequantise)
     plain("fold", place)
     entering = [kind.enters for kind in kinds]
     if any(entering) and not all(entering):
@@ -163,37 +168,16 @@ def _check(fitting: Fitting, place: Place, parts: list[tuple[Part, float]], dequ
         _fits(kind, list(leaves(delta)), place)
 
 
-def _unpacks(place: Place, dequantise: bool) -> None:
-    """Raise CompositionError unless a quantised weight may, and can, become a float one."""
-    what = f"fold at site {place.site.name!r}: the weight of this {base_type(place.target).__name__} is quantised"
-    if base_type(place.target) is not nn.Linear:
-        raise CompositionError(
-            f"{what}, and its layer takes no other. Fold into the base as it was before, or dequantise the model first "
-            f"(model.dequantize() in transformers), or serve it with the bay attached, which acts on it as it is."
-        )
+def _unpack(fitting: Fitting, done: Folded, place: Place, dequantise: bool) -> None:
+    """Make a quantised layer a Linear; raises CompositionError unless it may, and can."""
+    site, own = place.site, base_type(place.target)
     if not dequantise:
+        way = f"fold(…, dequantise=True) gives {'it' if linear(place.target) else 'linear layers'} a weight of floats"
         raise CompositionError(
-            f"{what} ({type(place.site.weight).__name__}), and would round away what is added. fold(…, dequantise="
-            f"True) gives it a float weight; or serve the model with the bay attached, which acts on it as it is."
+            f"fold at site {site.name!r}: the weight of this {own.__name__} is quantised, and would round away what is "
+            f"added. {way}; or serve the model with the bay attached, which acts on it as it is."
         )
-
-
-def _dequantise(done: Folded, place: Place) -> None:
-    """A float weight instead of a quantised one; how far what it does is from what the layer did is logged."""
-    target, name = place.target, place.site.parameter
-    if any(module is target for module, _, _ in done.tied):  # another part of the same layer
-        return
-    packed = target._parameters[name]
-    assert packed is not None
-    weight = packed.dequantize()
-    eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    acts = (nn.Linear.forward(target, eye) - nn.Linear.forward(target, eye[:1] * 0)).mT  # type: ignore[arg-type]
-    error = float((weight - acts).norm() / acts.norm().clamp(min=1e-30))
-    done.dequantised[place.site.name] = error
-    done.tied.append((target, name, packed))
-    target._parameters[name] = nn.Parameter(weight, requires_grad=False)
-    LOG.warning("fold at site %r: its weight is %s now, and acts otherwise by a relative %.1e than the quantised one.",
-                place.site.name, str(weight.dtype).removeprefix("torch."), error)  # fmt: skip
+    done.unpacked[site.name] = unpack(site.name, place.target, acts_in(fitting.model))
 
 
 def plain(verb: str, place: Place) -> None:
@@ -382,3 +366,5 @@ def _restore(done: Folded) -> None:
             module._parameters[name].copy_(original)  # type: ignore[union-attr]
         for module, name, parameter in reversed(done.tied):
             module._parameters[name] = parameter
+    for one in done.unpacked.values():
+        one.repack()

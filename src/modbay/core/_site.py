@@ -23,7 +23,7 @@ def quantised(module: nn.Module | None, parameter: str = "weight") -> bool:
     itself (torchao), behind a call (torch's dynamic quantisation), or under another name (GPTQ, AWQ)."""
     weight = getattr(module, parameter, None)
     if not isinstance(weight, Tensor):
-        return callable(weight) or hasattr(module, "qweight")
+        return hasattr(module, "qweight") or (callable(weight) and hasattr(module, "_packed_params"))
     own = type(weight)
     return not weight.is_floating_point() or (own is not nn.Parameter and own.dequantize is not Tensor.dequantize)
 
@@ -71,7 +71,8 @@ def describe(name: str, module: nn.Module | None, features: int | None = None) -
     form, inputs, outputs, axis = _shape(module) if module is not None else ("other", None, None, -1)
     if features is not None:
         inputs, outputs = (inputs, outputs) if form != "other" else (features, features)
-    tensor = None if module is None else next((p for p in module.parameters() if p.is_floating_point()), None)
-    device = torch.device("cpu") if tensor is None else tensor.device
-    dtype = torch.get_default_dtype() if tensor is None else tensor.dtype
+    own = [] if module is None else [*module.parameters(), *module.buffers()]  # GPTQ keeps its weight in buffers
+    device = own[0].device if own else torch.device("cpu")
+    floats = (p for p in own if p.is_floating_point() and isinstance(p, nn.Parameter))
+    dtype = next((p.dtype for p in floats), torch.get_default_dtype())
     return Site(name, form, inputs, outputs, axis, device, dtype, module)

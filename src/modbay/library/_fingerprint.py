@@ -5,6 +5,7 @@ share. Sampling misses a single changed weight, and float16 rounds differently, 
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import base_type
+from ..core import base_type, quantised
 from ..errors import BaseMismatch, FileError, listed
+from ._packed import Packed, packed
+
+LOG = logging.getLogger("modbay")
 
 CHUNK = 1 << 20  # elements hashed at a time: a whole tensor cast to bfloat16 is slower, and doubles the memory
 LENGTH = 16  # hexadecimal digits kept of each SHA-256
@@ -41,11 +45,15 @@ def checksum(t: Tensor) -> int:
     return int(octets[:cut].view(torch.int64).sum()) + int(octets[cut:].sum())
 
 
-def entry(name: str, t: Tensor) -> str:
+def entry(name: str, t: Tensor | Packed) -> str:
     """The line of one tensor, "dtype raw bfloat16"; remembered with the tensor for as long as it stays the same.
 
-    `_version` misses what is written through `.data`, so that a checksum is part of what must not have changed.
+    A packed weight is "packed", and has one digest of all its tensors, twice. `_version` misses what is written through
+    `.data`, so that a checksum is part of what must not have changed.
     """
+    if isinstance(t, Packed):
+        whole = hashlib.sha256("\n".join(entry(name, part) for part in t).encode()).hexdigest()[:LENGTH]
+        return f"packed {whole} {whole}"
     if t.device.type == "meta":
         raise FileError(
             f"the base's {name!r} is on the meta device: it has no values to compare. Load its weights first."
@@ -58,14 +66,15 @@ def entry(name: str, t: Tensor) -> str:
     return known[1]
 
 
-def trunk(model: nn.Module) -> dict[str, nn.Parameter]:
+def trunk(model: nn.Module) -> dict[str, nn.Parameter | Packed]:
     """The base's own parameters, under names without `base_model_prefix`: heads are outside, for they are often new."""
     body = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
     body = body if isinstance(body, nn.Module) else model
-    return {name: p for name, p in body.named_parameters() if "_bay" not in name.split(".")}
+    own: dict[str, nn.Parameter | Packed] = {n: p for n, p in body.named_parameters() if "_bay" not in n.split(".")}
+    return own | packed(body)
 
 
-def lines(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+def lines(parameters: Mapping[str, Tensor | Packed], names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         return dict(zip(names, pool.map(lambda name: entry(name, parameters[name]), names), strict=True))
@@ -108,7 +117,8 @@ def compare(theirs: Mapping[str, Any], model: nn.Module, what: str) -> None:
     """Raise BaseMismatch, naming the tensors, if the model is not the base that a file was made on.
 
     Same dtype: the bytes must be the same. Another: the values in bfloat16 must be; float16 can't be compared. A tensor
-    that is quantised on one side only can't either: then the name and the revision of the base must be the same.
+    that is quantised on one side only can't either, nor can one that two kernels pack differently: then the name and
+    the revision of the base must be the same, and a warning is logged.
     A file without a table of tensors (a module alone) has one digest for all, which can't name the tensors.
     """
     parameters = trunk(model)
@@ -131,8 +141,9 @@ def compare(theirs: Mapping[str, Any], model: nn.Module, what: str) -> None:
         why = f"one of the two is in float16, whose rounding can't be checked ({listed(found['half'], 3)})"
         way = " Or load the base in float32 or bfloat16, load the modules, then call .half()."
         raise BaseMismatch(_message(what, theirs, model, why) + way)
-    if found.get("packed"):
-        _by_name(theirs, model, what)
+    for why in ("packed", "repacked"):
+        if found.get(why):
+            _by_name(theirs, model, what, found[why], why == "repacked")
 
 
 def _whole(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -149,7 +160,8 @@ def _verdict(theirs: Columns, ours: Columns) -> str:
     """What the two columns of two tensors say: "same", "other", or why they can't be compared."""
     (a, raw_a, bf16_a), (b, raw_b, bf16_b) = theirs, ours
     if a == b:
-        return "same" if raw_a == raw_b else "other"
+        different = "other" if {*a} <= PLAIN else "repacked"
+        return "same" if raw_a == raw_b else different
     if not {*a, *b} <= PLAIN:
         return "packed"
     if "float16" in {*a, *b}:
@@ -157,14 +169,25 @@ def _verdict(theirs: Columns, ours: Columns) -> str:
     return "same" if bf16_a == bf16_b else "other"
 
 
-def _by_name(theirs: Mapping[str, Any], model: nn.Module, what: str) -> None:
-    """A quantised base has other numbers: its name and revision must do."""
+def _by_name(
+    theirs: Mapping[str, Any], model: nn.Module, what: str, tensors: list[str], repacked: bool
+) -> None:  # fmt: skip
+    """A quantised base has other numbers: its name and revision must do; between two, the revision must be known."""
     config = getattr(model, "config", None)
+    made = (theirs["name"], theirs["revision"])
     ours = (getattr(config, "_name_or_path", None) or None, getattr(config, "_commit_hash", None))
-    if ours[0] is None or ours != (theirs["name"], theirs["revision"]):
-        made = (theirs["name"], theirs["revision"])
-        why = f"one is quantised, so that name and revision are compared, which are {made} in the file and {ours} here"
+    here = any(quantised(module) for module in model.modules())
+    sides = "quantised here, and floats in the file" if here else "floats here, and quantised in the file"
+    said = f"{len(tensors)} tensors are {'quantised otherwise' if repacked else sides} ({listed(tensors, 3)})"
+    if ours[0] is None or ours != made or (repacked and ours[1] is None):
+        known = "known and the same" if repacked else "the same"
+        why = (
+            f"{said}, and can't be compared by value. Then the base's name and revision must be {known}, which are "
+            f"{made} in the file and {ours} here"
+        )
         raise BaseMismatch(_message(what, theirs, model, why))
+    LOG.warning("%s: %s. Name and revision are the same, %s, so that it is taken for the same base; its outputs differ "
+                "by what quantising costs.", what, said, made)  # fmt: skip
 
 
 def _message(what: str, theirs: Mapping[str, Any], model: nn.Module, why: str) -> str:

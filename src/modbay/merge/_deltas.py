@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..abstract import Delta, Kind, Site
-from ..core import Part
+from ..core import Part, base_type, quantised
 from ..deltas import Affine, After, Beside, Bias, Dense, InputScale, Kronecker, LowRank, Mask, Scale, Sparse
 from ..errors import CompositionError
 from ..fold import MIXING, leaves, part_delta, plain
@@ -185,10 +185,11 @@ def _dense(place: Place, some: Sequence[Any], view: Site) -> tuple[Tensor, Tenso
             f"merge at site {site.name!r} ({type(place.target).__name__}): there is no single weight whose change "
             f"could be the sum. Attach at the layers inside it, or merge modules of one kind."
         )
-    if not site.weight.is_floating_point():
+    if quantised(place.target, site.parameter):
+        own = getattr(getattr(place.target, "weight", None), "dtype", base_type(place.target).__name__)
         raise CompositionError(
-            f"merge at site {site.name!r}: its weight is quantised ({site.weight.dtype}), so that no change of it can "
-            f"be written down. Merge low-rank modules, whose sum is one."
+            f"merge at site {site.name!r}: its weight is quantised ({own}), so that no change of it can be written "
+            f"down. Merge low-rank modules, whose sum is one; or mb.dequantise(model) before."
         )
     if not all(isinstance(leaf, ALONE) for leaf in some):
         plain("merge", place)

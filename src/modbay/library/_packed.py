@@ -1,0 +1,54 @@
+"""What a fingerprint reads of a weight that is packed: a tensor that unpacks itself, or a layer's own buffers."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core import quantised
+
+# gptqmodel's kernels move the zero points between versions 1 and 2 of the format, in place.
+MOVED = ("qzeros",)
+
+
+class Packed(tuple[Tensor, ...]):
+    """The tensors that together are one packed weight or bias."""
+
+    requires_grad = False
+
+
+def packed(body: nn.Module) -> dict[str, Packed]:
+    """What is no plain parameter of a quantised layer, under the names that floats would have: "….weight", "….bias".
+
+    bitsandbytes' weights are parameters, of integers: they are not here. A kernel that orders the numbers otherwise
+    (Marlin, Exllama) has another digest than one that takes them as they are.
+    """
+    found: dict[str, Packed] = {}
+    for path, module in body.named_modules():
+        if "_bay" in path.split(".") or not quantised(module):
+            continue
+        own = module._parameters.get("weight")
+        if own is not None and not own.is_floating_point():
+            continue
+        for name, tensors in (("weight", _weight(module)), ("bias", _bias(module))):
+            if tensors:
+                found[f"{path}.{name}" if path else name] = Packed(tensors)
+    return found
+
+
+def _weight(module: Any) -> list[Tensor]:
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):  # torchao's tensors have no bytes to be seen
+        return [weight.dequantize()]
+    if hasattr(module, "qweight"):
+        own = {**module._parameters, **module._buffers}
+        passing = {*MOVED, "bias", *module._non_persistent_buffers_set}
+        return [t for name, t in sorted(own.items()) if t is not None and name not in passing]
+    return [weight().dequantize()]  # type: ignore[misc]
+
+
+def _bias(module: Any) -> list[Tensor]:
+    if module._parameters.get("bias") is not None:
+        return []
+    bias = getattr(module, "bias", None)
+    bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
+    return [] if bias is None else [bias]
