@@ -46,8 +46,8 @@ What a format can't hold is refused before anything is written. `format="lora"` 
 whose error ‖ΔW − B A‖/‖ΔW‖ is at most `error`; task heads go to `heads.safetensors` beside it.
 `format="gguf"` writes the same updates under llama.cpp's names of the weights, rows in its order where it turns
 neighbouring features by rotary positions; what llama.cpp passes over or can't load (heads, biases, tied embeddings,
-fused experts, models whose weights it reshapes) is refused. Of Llama, Mistral, Qwen2 and Qwen3, llama.cpp itself tells the
-same log-probabilities as modbay to 5e-6 with such a file (`python benchmarks/llama_cpp.py PYTHON`).
+fused experts, models whose weights it reshapes) is refused. Of Llama, Mistral, Qwen2 and Qwen3, llama.cpp itself tells
+the same log-probabilities as modbay to 5e-6 with such a file (`python benchmarks/llama_cpp.py PYTHON`).
 
 ## Round trips with peft
 

@@ -123,7 +123,7 @@ def _values(module: nn.Module, was: type, dtype: torch.dtype) -> tuple[Tensor, T
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     inputs: int = module.in_features  # type: ignore[assignment]
     tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-    own = next((table for table in tables if table.get("bias") is not None), {})
+    own: dict[str, Any] = next((table for table in tables if table.get("bias") is not None), {})
     hidden = own.get("bias")
     zero = torch.zeros(1, inputs, dtype=dtype, device=device)
     with torch.no_grad():

@@ -49,6 +49,6 @@ def _weight(module: Any) -> list[Tensor]:
 def _bias(module: Any) -> list[Tensor]:
     if module._parameters.get("bias") is not None:
         return []
-    bias = getattr(module, "bias", None)
+    bias: Any = getattr(module, "bias", None)
     bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
     return [] if bias is None else [bias]
