@@ -1,6 +1,7 @@
 """fold = forward and unfold ∘ fold = identity, for each delta at each layer that takes it; what can't fold is told."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -278,3 +279,104 @@ def test_a_copy_around_the_site_is_told():
     mb.attach(net, at="0", modules={"a": mb.Full()}, name="around")
     with pytest.raises(BayError, match="bay 'around' is at work at '0' too"):
         bay.fold("a")
+
+
+# The command on a quantised base: BitNet's, whose layers transformers has itself
+
+
+IDS = torch.tensor([[3, 8, 1, 40, 7, 9], [11, 2, 30, 4, 6, 5]])
+
+
+@pytest.fixture
+def bitnet(tmp_path):
+    """A folder with a Llama of weights −1, 0 and 1, four to a byte; its layers round their inputs to int8 as well."""
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import save_file
+    from transformers.integrations.bitnet import pack_weights
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    model, folder, tensors = transformers.LlamaForCausalLM(config), tmp_path / "bitnet", {}
+    model.save_pretrained(folder)
+    for name, weight in model.state_dict().items():
+        if name.endswith("_proj.weight"):
+            tensors[f"{name}_scale"] = 1 / weight.abs().mean()[None]
+            weight = pack_weights((weight * tensors[f"{name}_scale"]).round().clamp(-1, 1))
+        tensors[name] = weight
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((folder / "config.json").read_text())
+    said["quantization_config"] = {
+        "quant_method": "bitnet", "linear_class": "bitlinear", "quantization_mode": "offline",
+        "modules_to_not_convert": ["lm_head"],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(said))
+    with torch.compiler.set_stance("force_eager"):  # it compiles how weights are unpacked, for a minute
+        yield folder
+
+
+def command(*args, code=0):
+    from typer.testing import CliRunner
+
+    from modbay.cli import app
+
+    result = CliRunner().invoke(app, ["fold", *(str(a) for a in args)])
+    assert result.exit_code == code, result.output
+    return result.stderr if code else result.stdout
+
+
+def logits(net):
+    with torch.no_grad():
+        return net(IDS).logits
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers says that there is no GPU
+def test_the_command_on_a_quantised_base(bitnet, tmp_path):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(bitnet).eval()
+    assert type(model.model.layers[0].self_attn.q_proj).__name__ == "BitLinear"
+    bay = trained(mb.attach(model, at="*.down_proj", modules={"en": mb.LoRA(2)}, name="language"))
+    bay.save(tmp_path / "modules")
+    bay.use("en")
+    given = [bitnet, tmp_path / "modules", "-o", tmp_path / "out"]
+    refused = command(*given, code=1)
+    assert "quantised" in refused and "Here that is --dequantise" in refused and not (tmp_path / "out").exists()
+    said = command(*given, "--dequantise", "--json")
+    errors = json.loads(said)["dequantised"]
+    assert len(errors) == 14 and 1e-4 < max(errors.values()) < 2e-2  # what int8 inputs cost
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(plain.model.layers[0].self_attn.q_proj) is nn.Linear
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert relative(logits(plain), logits(model)) < 0.02 < relative(logits(plain), logits(bay.use(None) and model))
+    said = command(*given, "--dequantise", "--overwrite")
+    assert "14 quantised layers became floats, and act otherwise by a relative" in said
+    assert "14 quantised layers became floats" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_flag_with_nothing_to_do_says_so(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "base")
+    trained(mb.attach(model, at="*.q_proj", modules={"en": mb.LoRA(2)})).save(tmp_path / "modules")
+    said = command(tmp_path / "base", tmp_path / "modules", "-o", tmp_path / "out", "--dequantise")
+    assert "No layer of the base was quantised." in said and (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_package_that_is_missing_is_named(bitnet, tmp_path, monkeypatch):
+    said = json.loads((bitnet / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (bitnet / "config.json").write_text(json.dumps(said))
+    import transformers.quantizers.quantizer_gptq as gptq
+
+    monkeypatch.setattr(gptq, "is_optimum_available", lambda: False)
+    refused = command(bitnet, tmp_path / "modules", "-o", tmp_path / "out", code=1)
+    assert "it needs a package that is not here" in refused and "optimum" in refused

@@ -1,7 +1,9 @@
 """Quantised bases: modules act on them and learn; folding into them raises, or is done in floats if asked for."""
 
 import copy
+import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import modbay as mb
-from modbay.errors import CompositionError
+from modbay.errors import BaseMismatch, CompositionError
+from modbay.library import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's and torchao's own
 X = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
@@ -251,7 +254,7 @@ def test_fold_in_floats(base, caplog):
     assert isinstance(net[0], nn.Linear) and type(net[0].weight) is nn.Parameter and net[0].weight.dtype == X.dtype
     errors = bay.state.folded.dequantised
     assert set(errors) == {"0", "2"} and max(errors.values()) < bound
-    assert "acts otherwise by a relative" in caplog.text
+    assert "fold: 2 quantised layers are Linears of floats now, and act otherwise by a relative" in caplog.text
     bay.unfold()
     assert torch.equal(net(X), before)
     bay.detach()
@@ -345,15 +348,101 @@ def test_half_precision(dtype):
     bay.detach()
 
 
-def test_copies_and_files_of_a_folded_base():
+def test_a_copy_of_a_folded_base_unfolds_by_itself():
     net = gptq()
     bay = trained(mb.attach(net, ["0", "2"], {"a": mb.LoRA(2)}))
     bay.use("a")
     before = net(X)
     bay.fold("a", dequantise=True)
     twin = copy.deepcopy(net)
-    [theirs] = mb.bays(twin).values() if isinstance(mb.bays(twin), dict) else mb.bays(twin)
+    [theirs] = mb.bays(twin).values()
     theirs.unfold()
     assert torch.equal(twin(X), before) and type(net[0]).__name__ == "Linear"
     bay.unfold()
     assert torch.equal(net(X), before)
+
+
+class Net(nn.Module):
+    """A trunk under a prefix, with a config that names it, as transformers' models have."""
+
+    base_model_prefix = "body"
+
+    def __init__(self, body, name="org/net", revision="0a1b"):
+        super().__init__()
+        self.config = SimpleNamespace(_name_or_path=name, _commit_hash=revision)
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_fingerprint_is_of_the_weights(base, monkeypatch):
+    """The same for two that are made alike, before, in and after use; another once a weight is."""
+    net, twin = (Net(BASES[base]()).eval() for _ in range(2))
+    first = fingerprint(net)
+    assert first == fingerprint(twin) and set(first["tensors"]) == {"0.weight", "0.bias", "2.weight"}
+    with torch.no_grad():
+        net(X)
+        net(X.bfloat16()) if base == "four_bits" else None  # packed otherwise from here on, on some processors
+    assert fingerprint(net) == first
+    attached = mb.attach(net, "body.0", {"a": mb.LoRA(2)})
+    assert fingerprint(net)["digest"] == first["digest"]
+    attached.detach()
+
+    def other(make=plain):
+        made = make()
+        with torch.no_grad():
+            made[0].weight[3, 5] += 0.05
+        return made
+
+    monkeypatch.setitem(globals(), "plain", other)
+    changed = fingerprint(Net(BASES[base]()))["tensors"]
+    assert [name for name in changed if changed[name] != first["tensors"][name]] == ["0.weight"]
+
+
+def saved(net, folder):
+    bay = trained(mb.attach(net, ["body.0", "body.2"], {"a": mb.LoRA(2)}, name="tasks"))
+    bay.use("a")
+    bay.save(folder)
+    return net(X)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_saved_and_loaded(base, tmp_path, caplog):
+    """On the base that it was made on, without a word."""
+    out = saved(Net(BASES[base]()), tmp_path)
+    again = Net(BASES[base]())
+    bays = mb.load(again, tmp_path)
+    bays["tasks"].use("a")
+    assert torch.equal(again(X), out) and not caplog.records
+
+
+@pytest.mark.parametrize("there", BASES)
+def test_between_a_quantised_base_and_its_floats(there, tmp_path, caplog):
+    """Name and revision say that it is one base; that is told, with the tensors. Other names are refused, with both."""
+    quantised = lambda **said: Net(BASES[there](), **said)
+    saved(Net(plain()), tmp_path / "floats")
+    saved(quantised(), tmp_path / "packed")
+    mb.load(quantised(), tmp_path / "floats")
+    said = r"\d tensors are quantised here, and floats in the file \('0\.weight'.*are the same, \('org/net', '0a1b'\)"
+    assert re.search(said, caplog.text)
+    caplog.clear()
+    mb.load(Net(plain()), tmp_path / "packed")
+    assert re.search(r"\d tensors are floats here, and quantised in the file", caplog.text)
+    for folder, net in (("floats", quantised(name="org/other")), ("packed", Net(plain(), revision="ffff"))):
+        with pytest.raises(BaseMismatch, match=r"tensors are .*the base's name and revision must be the same"):
+            mb.load(net, tmp_path / folder)
+        mb.load(net, tmp_path / folder, base="any")
+
+
+def test_between_two_ways_of_quantising(tmp_path, caplog):
+    saved(Net(gptq()), tmp_path)
+    mb.load(Net(awq()), tmp_path)
+    assert "2 tensors are quantised otherwise ('0.weight', '2.weight')" in caplog.text
+    with pytest.raises(BaseMismatch, match=r"quantised otherwise .*must be known and the same"):
+        mb.load(Net(awq(), revision=None), tmp_path)
+    local = tmp_path / "local"
+    saved(Net(gptq(), "a/folder", None), local)
+    with pytest.raises(BaseMismatch, match=r"quantised otherwise"):
+        mb.load(Net(awq(), "a/folder", None), local)

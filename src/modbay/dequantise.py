@@ -7,7 +7,7 @@ other by nobody, nor the kernels that repack them. A weight that unpacks itself 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def dequantise(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, 
         for one in done.values():
             one.repack()
         raise
+    report("dequantise", done)
     forget: Callable | None = getattr(getattr(model, "hf_quantizer", None), "remove_quantization_config", None)
     if forget is not None:
         forget(model)
@@ -91,9 +92,15 @@ def unpack(name: str, module: nn.Module, dtype: torch.dtype, verb: str = "fold")
     frozen = nn.Parameter(weight, requires_grad=False)
     own = {"weight": frozen, "bias": None if bias is None else nn.Parameter(bias, requires_grad=False)}
     _become(module, nn.Linear, (own, {}, {}))
-    LOG.warning("%s at %r: its weight is %s now, and acts otherwise by a relative %.1e than the quantised one.",
-                verb, name, str(weight.dtype).removeprefix("torch."), done.error)  # fmt: skip
     return done
+
+
+def report(verb: str, done: Mapping[str, Unpacked]) -> None:
+    """Log by how much layers act otherwise than they did when they were quantised."""
+    if done:
+        worst = max(done, key=lambda name: done[name].error)
+        LOG.warning("%s: %d quantised layers are Linears of floats now, and act otherwise by a relative %.1e at most "
+                    "(%r).", verb, len(done), done[worst].error, worst)  # fmt: skip
 
 
 def linear(module: nn.Module) -> bool:

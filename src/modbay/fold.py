@@ -15,7 +15,7 @@ from .abstract import Delta, FunctionComposition, Kind, ParameterComposition, Ro
 from .aggregation import Mixture, ParameterAverage, Sequence, WeightedSum
 from .core import Part, base_type, quantised
 from .deltas import Affine, After, Beside, Bias, Dense, InputScale, Kronecker, LowRank, Scale, Sparse, Sum
-from .dequantise import Unpacked, acts_in, linear, unpack
+from .dequantise import Unpacked, acts_in, linear, report, unpack
 from .errors import BayError, CompositionError, listed
 from .modules import Full
 from .seams import Fitting, Place
@@ -77,6 +77,7 @@ def fold(fitting: Fitting, which: tuple, untie: bool = False, dequantise: bool =
     except BaseException:
         _restore(done)
         raise
+    report("fold", done.unpacked)
     state.folded, state.enabled = done, False
 
 

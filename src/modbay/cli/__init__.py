@@ -569,6 +569,9 @@ def fold(
     bay: Annotated[str | None, typer.Option("--bay", help="Only this bay of several.")] = None,
     any_base: Annotated[bool, typer.Option("--any-base", help="Though the modules were made on another base.")] = False,
     untie: Annotated[bool, typer.Option("--untie", help="Give a weight that two layers share a copy at each.")] = False,
+    dequantise: Annotated[
+        bool, typer.Option("--dequantise", help="Write a quantised base in floats, and say what that changes.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of the model; its own, unless told.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
     json: Json = False,
@@ -579,12 +582,14 @@ def fold(
     modbay fold bert/ runs/mail-private/modules --bay language --use de --out bert-de/
     modbay fold llama/ my-peft-lora/ --out llama-mine/
     modbay fold bert/ modules/ --use en=0.7 --use de=0.3 --out bert-both/
+    modbay fold llama-gptq/ my-lora/ --dequantise --dtype bfloat16 --out llama-mine/
 
-    What is no change of a weight (bottlenecks, prompts, routers that look at the input) is refused.
+    A quantised weight would round away what is added: --dequantise makes all of them floats, whose size the checkpoint
+    then has. What is no change of a weight (bottlenecks, prompts, routers that look at the input) is refused.
     """
     from ._fold import run
 
-    run(model, modules, out, use or [], bay, "any" if any_base else "same", untie, dtype, overwrite, json)
+    run(model, modules, out, use or [], bay, "any" if any_base else "same", untie, dtype, overwrite, dequantise, json)
 
 
 @app.command()

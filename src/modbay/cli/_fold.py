@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attach import load
+from ..dequantise import dequantise as unpacked
 from ..errors import ModbayError
 from ._say import console, fail
 from ._weights import named, weighed
@@ -28,7 +29,7 @@ tags: [modbay]
 
 def run(
     model: str, modules: Path, out: Path, use: list[str], bay: str | None, base: str, untie: bool, dtype: str | None,
-    overwrite: bool, as_json: bool,
+    overwrite: bool, dequantise: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Load, fold, write beside, and give it its name."""
     if out.exists() and not overwrite:
@@ -63,19 +64,24 @@ def run(
         if lost:
             there = ", ".join(name for one in chosen for name in one.names())
             fail(f"--use {lost[0]}: there is no such module in {modules}; there are {there}.")
+        errors = unpacked(net) if dequantise else {}
         for one in chosen:
             if done[one.state.name]:
                 one.fold(done[one.state.name], untie=untie)
         for one in reversed(chosen):
             one.detach(keep=bool(done[one.state.name]))
-        written(net, model, modules, out, done)
+        written(net, model, modules, out, done, errors)
     except ModbayError as error:
-        fail(str(error))
+        way = " Here that is --dequantise, which makes the whole checkpoint one of floats."
+        fail(str(error) + (way if "dequantise=True" in str(error) else ""))
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}. Nothing was written.")
     if as_json:
-        print(json.dumps({"folder": str(out), "model": model, "modules": str(modules), "folded": done}, indent=1))
+        facts = {"folder": str(out), "model": model, "modules": str(modules), "folded": done}
+        print(json.dumps(facts | ({"dequantised": errors} if dequantise else {}), indent=1))
         return
+    if dequantise:
+        console().print(lost_by(errors) or "No layer of the base was quantised.", soft_wrap=True)
     said = told(done)
     console().print(f"{out}/ holds {type(net).__name__} with {said} folded in; it needs no modbay.", soft_wrap=True)
 
@@ -85,7 +91,20 @@ def told(done: dict[str, dict[str, float]]) -> str:
     return "; ".join(f"{name}: {', '.join(f'{w:g} × {m}' for m, w in own.items())}" for name, own in done.items())
 
 
-def written(net: Any, model: str, modules: Path, out: Path, done: dict[str, dict[str, float]]) -> None:
+def lost_by(errors: dict[str, float]) -> str:
+    """What dequantising costs, in words; nothing where nothing was quantised."""
+    if not errors:
+        return ""
+    worst = max(errors, key=lambda name: errors[name])
+    return (
+        f"{len(errors)} quantised layers became floats, and act otherwise by a relative {errors[worst]:.1e} at most "
+        f"({worst})."
+    )
+
+
+def written(
+    net: Any, model: str, modules: Path, out: Path, done: dict[str, dict[str, float]], errors: dict[str, float]
+) -> None:
     """All of it beside, then its name."""
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -99,6 +118,7 @@ def written(net: Any, model: str, modules: Path, out: Path, done: dict[str, dict
             ):
                 shutil.copyfile(path, aside / path.name)
         card = CARD.format(name=out.name, model=model, modules=modules, version=version("modbay"), said=told(done))
+        card += f"\n{lost_by(errors)}\n" if errors else ""
         (aside / "README.md").write_text(card, encoding="utf-8")
         if out.exists():
             old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.old")

@@ -26,6 +26,8 @@ def weighed(name: str, dtype: str | None = None) -> nn.Module:
         auto: Any = next((c for c in said if c is not None), transformers.AutoModel)
         quiet.setLevel(logging.ERROR)
         return auto.from_pretrained(name, dtype=dtype or "auto").eval()
+    except ImportError as error:
+        fail(f"MODEL={name!r}: it needs a package that is not here ({' '.join(str(error).split(chr(10))[0].split())}).")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         where = "it can't be read" if folder.exists() else "no such folder, and the hub gave no model"
         fail(f"MODEL={name!r}: {where} ({' '.join(str(error).split(chr(10))[0].split())}).")

@@ -28,6 +28,8 @@ def packed(body: nn.Module) -> dict[str, Packed]:
             continue
         own = module._parameters.get("weight")
         if own is not None and not own.is_floating_point():
+            if getattr(getattr(own, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # bitsandbytes orders the numbers anew as it runs on some CPUs, and back to save
             continue
         for name, tensors in (("weight", _weight(module)), ("bias", _bias(module))):
             if tensors:
@@ -37,13 +39,13 @@ def packed(body: nn.Module) -> dict[str, Packed]:
 
 def _weight(module: Any) -> list[Tensor]:
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor):  # torchao's tensors have no bytes to be seen
+    if isinstance(weight, Tensor) and weight.is_floating_point():  # torchao's tensors have no bytes to be seen
         return [weight.dequantize()]
-    if hasattr(module, "qweight"):
-        own = {**module._parameters, **module._buffers}
-        passing = {*MOVED, "bias", *module._non_persistent_buffers_set}
-        return [t for name, t in sorted(own.items()) if t is not None and name not in passing]
-    return [weight().dequantize()]  # type: ignore[misc]
+    if callable(weight) and not isinstance(weight, Tensor):
+        return [weight().dequantize()]
+    own: dict[str, Any] = {**module._parameters, **module._buffers}
+    passing = {*MOVED, "bias", *module._non_persistent_buffers_set}
+    return [own[name] for name in sorted(own) if own[name] is not None and name not in passing]
 
 
 def _bias(module: Any) -> list[Tensor]:
