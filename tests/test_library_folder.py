@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import modbay as mb
 from modbay.cli import app
 from modbay.errors import FileError
-from modbay.library import Library, _index, _sketch, json_schema, schema_text
+from modbay.library import Library, _cache, _index, _sketch, json_schema, schema_text
 from modbay.library._alike import Changes, alike
 from modbay.library._locks import locked
 
@@ -388,6 +388,25 @@ def test_search_by_likeness(lib, runs):
     assert lib.search(like=runs.parent / "more/language/nearly")[0].name == "nearly"
 
 
+def test_search_by_embedding_is_the_cosine(net, tmp_path):
+    """Of those as long as the vector, as float32; the same whether it comes from the files or from the cache."""
+    bay = attached(net, *"abcdef")
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    told = dict(zip("abcd", rows, strict=True)) | {"e": [0.0, 0.0, 0.0], "f": [1.0, 2.0]}
+    bay.save(tmp_path, about={name: {"embedding": row} for name, row in told.items()})
+    vector = [0.5, -2.0, 1.0]
+    close = torch.cosine_similarity(torch.tensor(rows).double(), torch.tensor(vector).double(), dim=-1)
+    scores = dict(zip("abcd", close.tolist(), strict=True)) | {"e": 0.0}
+    wanted = sorted(scores, key=lambda name: -scores[name])
+    for _ in range(2):
+        found = Library(tmp_path).search(near=vector)
+        assert [one.name.removeprefix("task/") for one in found] == wanted
+        assert [one.score for one in found] == pytest.approx([scores[name] for name in wanted], abs=1e-12)
+        assert [one.name for one in Library(tmp_path).search(near=vector, limit=2)] == [one.name for one in found[:2]]
+    assert [one.name for one in Library(tmp_path).search(near=[1.0, 0.0])] == ["task/f"]
+    assert Library(tmp_path).search(near=[1.0] * 7) == []
+
+
 def test_the_most_alike_of_many_are_found_by_sketches(net, tmp_path, monkeypatch):
     """What a sketch chooses is then compared exactly; sketches are kept by content."""
     bay = attached(net, *[f"m{i}" for i in range(12)])
@@ -406,8 +425,13 @@ def test_the_most_alike_of_many_are_found_by_sketches(net, tmp_path, monkeypatch
     monkeypatch.setattr(_sketch, "sketch", lambda changes, real=_sketch.sketch: made.append(changes) or real(changes))
     lib.search(like="m7")
     assert len(made) == 1
-    (tmp_path / ".index/likeness.json").write_text("{")
-    assert lib.search(like="m7", limit=1)[0].name == "task/m7" and len(made) == 1 + 13
+    cache = tmp_path / ".index/likeness.bin"
+    sound = cache.read_bytes()
+    for broken in (b"", sound[:-1], sound[:-1] + bytes([sound[-1] ^ 1])):
+        made.clear()
+        cache.write_bytes(broken)
+        assert lib.search(like="m7", limit=1)[0].name == "task/m7" and len(made) == 13
+        assert cache.read_bytes() == sound
 
 
 @pytest.mark.parametrize("make", DENSE.values(), ids=DENSE)
@@ -485,14 +509,20 @@ def test_verify_with_a_model(net, tmp_path):
 
 
 def test_the_cache_is_nothing_but_that(lib, runs, monkeypatch):
-    cache = lib.folder / ".index/modules.json"
+    cache = lib.folder / ".index/modules.bin"
     first = [one.as_dict() for one in lib.entries()]
     assert cache.exists()
     read = []
     monkeypatch.setattr(_index, "look", lambda path, look=_index.look: read.append(path.name) or look(path))
     assert [one.as_dict() for one in lib.entries()] == first and read == []
-    for broken in ("", "[]", '{"version": 1}', '{"version": 1, "modules": 3}', "[" * 100_000):
-        cache.write_text(broken)
+    sound = cache.read_bytes()
+    flipped = [sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :] for i in (3, 20, 40, len(sound) // 2, len(sound) - 1)]
+    for broken in (b"", b"[]", sound[:30], sound[:-1], sound + b"x", sound.replace(b"cache 2", b"cache 1"), *flipped):
+        cache.write_bytes(broken)
+        assert [one.as_dict() for one in lib.entries()] == first
+        assert cache.read_bytes() == sound  # made again
+    for head in ({}, [], {"names": ["x"]}, {"names": 3, "stamps": [], "contents": [], "texts": [], "vectors": ["a"]}):
+        _cache.keep(cache, head, b"")  # whole, but not what is kept here
         assert [one.as_dict() for one in lib.entries()] == first
     shutil.rmtree(cache.parent)
     assert [one.as_dict() for one in lib.entries()] == first

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import FileError
 
-Stamp = list[int]  # of a file: its time, size and inode
+Stamp = tuple[int, int, int]  # of a file: its time, size and inode
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's archive, and bare pickles
@@ -215,7 +215,7 @@ def walk(root: Path) -> Iterator[tuple[str, Stamp]]:
         for path in several:
             try:
                 seen = os.stat(f"{path}/module.json", follow_symlinks=False)
-                yield path[start:].replace(os.sep, "/"), [seen.st_mtime_ns, seen.st_size, seen.st_ino]
+                yield path[start:].replace(os.sep, "/"), (seen.st_mtime_ns, seen.st_size, seen.st_ino)
             except FileNotFoundError:
                 folders.append(path)
 

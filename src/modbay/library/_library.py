@@ -72,22 +72,19 @@ class Library:
         they change at the sites that both have; of more than 256, only the 64 that a sketch finds most alike. near: a
         vector, or a module, by the cosine of example embeddings.
         """
-        every = self.entries()
-        out = [
-            one
-            for one in every
-            if _search.matches(one, text.split(), labels, base, kind, [_search.comparison(m) for m in metrics])
-        ]
+        every = out = self.entries()
+        words, compared = text.split(), [_search.comparison(one) for one in metrics]
+        if words or labels or base is not None or kind is not None or compared:
+            out = [one for one in every if _search.matches(one, words, labels, base, kind, compared)]
         if near is not None:
             vector = self.read(near).record.get("about", {}).get("embedding") if isinstance(near, str) else near
             if vector is None:
                 raise FileError(f"near={near!r}: that module's record has no 'embedding' of its examples.")
-            out = _search.nearest(out, vector)
+            out = _search.nearest(out, vector, limit if like is None else None)
         if like is not None:
             inside = isinstance(like, str) and not (Path(like) / "module.json").is_file()
             mine = Changes(self.read(_one(self.folder, every, like).path if inside else like))  # type: ignore[arg-type]
             out = list(self._scored(_sketch.closest(self.folder, out, mine, self.read), mine))
-        if like is not None or near is not None:
             out.sort(key=lambda one: -(one.score or 0.0))
         return out[:limit]
 

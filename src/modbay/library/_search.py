@@ -1,12 +1,12 @@
 """Which modules of a library answer to what is asked."""
 
-import base64
 import json
 import operator
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from ..errors import FileError
 from ._index import Entry
@@ -71,18 +71,11 @@ def _told(entry: Entry, words: Sequence[str]) -> bool:
     return all(word.lower() in text for word in words)
 
 
-def nearest(several: Sequence[Entry], vector: Sequence[float]) -> list[Entry]:
-    """Those that keep an embedding as long as the vector, each with its cosine."""
-    size, own = sum(x * x for x in vector) ** 0.5, []
-    for one in several:
-        theirs = unpacked(one.facts.get("embedding", ""))
-        if len(theirs) == len(vector):
-            other = sum(x * x for x in theirs) ** 0.5
-            product = sum(x * y for x, y in zip(vector, theirs, strict=True))
-            own.append(replace(one, score=product / (size * other) if size * other else 0.0))
-    return own
-
-
-def unpacked(text: str) -> tuple[float, ...]:
-    raw = base64.b64decode(text)
-    return struct.unpack(f"<{len(raw) // 4}f", raw)
+def nearest(several: Sequence[Entry], vector: Sequence[float], limit: int | None) -> list[Entry]:
+    """Those whose embeddings are as long as the vector and most alike to it, each with its cosine."""
+    own = np.asarray(vector, np.float64)
+    same = [one for one in several if len(one.said.vector) == 4 * len(own)]
+    table = np.frombuffer(b"".join(one.said.vector for one in same), "<f4").reshape(len(same), len(own)).astype(float)
+    scale = np.linalg.norm(table, axis=1) * np.linalg.norm(own)
+    score = np.where(scale > 0, table @ own / np.where(scale > 0, scale, 1.0), 0.0)
+    return [replace(same[i], score=float(score[i])) for i in np.argsort(-score, kind="stable")[:limit]]

@@ -6,9 +6,7 @@ Of a low-rank update that is (u_kᵀ B)(A v_k). A cosine is then known to about 
 compute. Sketches are kept by content in a cache, FOLDER/.index, which can be deleted.
 """
 
-import base64
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +20,17 @@ from ..abstract import Delta, Site
 from ..deltas import LowRank, Sparse
 from ..errors import FileError
 from ._alike import Changes, site_of
-from ._index import Entry, keep
+from ._cache import keep, kept
+from ._index import Entry
 
-CACHE = Path(".index", "likeness.json")
+CACHE = Path(".index", "likeness.bin")
 SIZE = 256
+BYTES = 2 * SIZE  # as float16
 FEW = 256  # modules up to which all exact cosines are computed
 CHOSEN = 64  # of more
+
+Kept = tuple[str, bytes | memoryview]  # ("deltas" or "parameters", the numbers)
+NONE = ("", b"")
 
 
 def closest(root: Path, several: Sequence[Entry], mine: Changes, read: Callable[[Path], Any]) -> list[Entry]:
@@ -44,12 +47,11 @@ def closest(root: Path, several: Sequence[Entry], mine: Changes, read: Callable[
             except FileError:  # damaged: `verify` tells
                 continue
     if fresh:
-        keep(root / CACHE, known)
+        keep(root / CACHE, {"contents": list(known), "of": [of for of, _ in known.values()]},
+             b"".join(row for _, row in known.values()))  # fmt: skip
     of, own = sketch(mine)
-    same = [one for one in several if known.get(one.content, ["", ""])[0] == of]
-    if not same:
-        return []
-    raw = b"".join(base64.b64decode(known[one.content][1]) for one in same)
+    same = [one for one in several if known.get(one.content, NONE)[0] == of]
+    raw = b"".join(known[one.content][1] for one in same)
     table = np.frombuffer(raw, "<f2").reshape(len(same), SIZE).astype(np.float32)
     score = table @ own.numpy() / np.maximum(np.linalg.norm(table, axis=1), 1e-12)
     return [same[i] for i in np.argsort(-score, kind="stable")[:CHOSEN]]
@@ -99,13 +101,16 @@ def signs(name: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return draw(rows), draw(columns)
 
 
-def pack(made: tuple[str, Tensor]) -> list[str]:
-    return [made[0], base64.b64encode(made[1].numpy().astype("<f2").tobytes()).decode()]
+def pack(made: tuple[str, Tensor]) -> Kept:
+    return made[0], made[1].numpy().astype("<f2").tobytes()
 
 
-def _cached(root: Path) -> dict[str, list[str]]:
-    try:
-        said = json.loads((root / CACHE).read_bytes())
-        return {key: [str(one[0]), str(one[1])] for key, one in said.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+def _cached(root: Path) -> dict[str, Kept]:
+    found = kept(root / CACHE)
+    if found is None:
         return {}
+    head, body = found
+    if not len(head.get("contents", ())) == len(head.get("of", ())) == len(body) / BYTES:
+        return {}  # of a version that keeps something else
+    rows = [body[i : i + BYTES] for i in range(0, len(body), BYTES)]
+    return dict(zip(head["contents"], zip(head["of"], rows, strict=True), strict=True))
