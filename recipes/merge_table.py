@@ -21,9 +21,9 @@ angles, it is a sum with λ near 1/2. Fisher and RegMean read training rows.
 
 Seeds 0 to 2, scored in bfloat16 (docs/merge_table.md has every task; some six minutes of a core a seed), as a share of
 what each task's own fine-tune reaches, in the mean of the tasks. Whole models: the base 84.2 %, averages 91.6 to 91.8,
-Fisher 93.1, TIES 94.6, DARE 94.7, task arithmetic 95.2, RegMean 96.0, SLERP of task vectors 96.2; the ensemble of all
+Fisher 93.1, TIES 94.6, DARE 95.2, task arithmetic 95.2, RegMean 96.0, SLERP of task vectors 96.2; the ensemble of all
 four, at four times the cost, 93.4; joint training 99.7. Modules: averages 92.9 to 93.0, Fisher 95.5, TIES 96.0, task
-arithmetic 96.7, DARE 96.8, RegMean 97.1; cut to rank 8, task arithmetic 95.8; the average of A and of B 89.0, hardly
+arithmetic 96.7, RegMean 97.1, DARE 97.4; cut to rank 8, task arithmetic 95.8; the average of A and of B 89.0, hardly
 more than the base's 86.9. Seeds spread by one to four points, so that neighbours are not told apart.
 
 --half scores in bfloat16, which some machines do three times as fast. --smoke: intents of a voice assistant in four

@@ -38,7 +38,7 @@ def packed(body: nn.Module) -> dict[str, Packed]:
 
 
 def _weight(module: Any) -> list[Tensor]:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point():  # torchao's tensors have no bytes to be seen
         return [weight.dequantize()]
     if callable(weight) and not isinstance(weight, Tensor):
