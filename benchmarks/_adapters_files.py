@@ -5,7 +5,7 @@ Run apart, since adapters 1.3 needs an older transformers than modbay is tested 
     pip install adapters==1.3.0 && python benchmarks/_adapters_files.py tests/fixtures/adapters
 
 FOLDER/<base>.safetensors holds a base's weights, an input and, by name, the logits and the last hidden state with each
-of its checkpoints, FOLDER/<base>-<name>/. To load what modbay wrote, and print its logits' error:
+of its checkpoints, FOLDER/<base>-<name>/. With names of bases behind FOLDER, only theirs. To load what modbay wrote, and print its logits' error:
 
     python benchmarks/_adapters_files.py --load tests/fixtures/adapters EXPORTED
 """
@@ -26,12 +26,21 @@ from safetensors.torch import load_file, save_file
 SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 PLACES = {"max_position_embeddings": 10, "num_labels": 3}
 DISTIL = {"vocab_size": 20, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+GPT = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 10,
+       "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2,
+      "decoder_start_token_id": 0}  # fmt: skip
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 4,
+       "patch_size": 2, "num_labels": 3}  # fmt: skip
 BASES = {
     "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, **PLACES)),
     "roberta": lambda: transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SMALL, **PLACES)),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(
         transformers.DistilBertConfig(**DISTIL, **PLACES)
     ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT)),
+    "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
 }
 PREFIX = adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=6)
 FLAT = adapters.PrefixTuningConfig(prefix_length=3, flat=True)
@@ -61,13 +70,17 @@ METHODS = {
     "prefix-flat": FLAT,
     "mam": adapters.MAMConfig(PREFIX, adapters.ParBnConfig(**QUARTER)),
     "unipelt": adapters.UniPELTConfig(PREFIX, adapters.SeqBnConfig(**QUARTER), adapters.LoRAConfig(r=2, alpha=2)),
+    "cross": adapters.DoubleSeqBnConfig(**QUARTER, cross_adapter=True),
     "dora": adapters.DoRAConfig(r=2, alpha=2),
     "reft": adapters.LoReftConfig(),
 }
 CASES = {
-    "bert": [*METHODS],
+    "bert": [name for name in METHODS if name != "cross"],
     "roberta": ["pfeiffer", "lora", "prefix-flat", "houlsby-invertible"],
     "distilbert": ["pfeiffer", "parallel", "ia3", "prefix-flat"],
+    "gpt2": ["pfeiffer", "houlsby-invertible", "parallel", "compacter"],
+    "t5": ["pfeiffer", "cross", "parallel", "houlsby-invertible"],
+    "vit": ["pfeiffer", "houlsby", "parallel", "plus"],
 }
 SETUPS = {
     "fuse": (["a", "b"], lambda: Fuse("a", "b"), adapters.SeqBnConfig(**QUARTER)),
@@ -85,15 +98,17 @@ def shake(model: torch.nn.Module) -> None:
 
 
 def outputs(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of an encoder-decoder, which has its input in both, those of the decoder."""
+    both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        out = model(ids, output_hidden_states=True)
-    return {"logits": out.logits, "hidden": out.hidden_states[-1]}
+        out = model(**{model.main_input_name: ids}, **both, output_hidden_states=True)
+    return {"logits": out.logits, "hidden": (out.decoder_hidden_states if both else out.hidden_states)[-1]}
 
 
 def base(kind: str) -> tuple[Any, torch.Tensor]:
     model = BASES[kind]().eval()
     shake(model)
-    return model, torch.randint(2, 20, (3, 5))
+    return model, torch.randn(3, 3, 4, 4) if kind == "vit" else torch.randint(2, 20, (3, 5))
 
 
 def write(folder: Path, kind: str) -> None:
@@ -110,18 +125,15 @@ def write(folder: Path, kind: str) -> None:
             torch.nn.init.normal_(parameter, std=0.4)
         model.set_active_adapters(name)
         kept |= {f"{key}.{name}": value for key, value in outputs(model, ids).items()}
-        tied = "prefix" in name or name in (
-            "mam",
-            "unipelt",
-            "normed",
-        )  # safetensors refuses what is there several times
-        if name == "pfeiffer":  # this one learned its head
+        tied = "prefix" in name or name in ("mam", "unipelt", "normed")  # safetensors refuses what is there twice
+        headed = name == "pfeiffer" and any("classifier" in n for n in kept)  # this one learned its head
+        if headed:
             head = {n: p.detach().clone() for n, p in model.named_parameters() if "classifier" in n}
             shake(torch.nn.ParameterList([p for n, p in model.named_parameters() if n in head]))
             kept |= {f"{key}.{name}": value for key, value in outputs(model, ids).items()}
-        model.save_adapter(str(where), name, with_head=name == "pfeiffer", use_safetensors=not tied)
+        model.save_adapter(str(where), name, with_head=headed, use_safetensors=not tied)
         model.delete_adapter(name)
-        if name == "pfeiffer":
+        if headed:
             model.load_state_dict(head, strict=False)
     for name, (parts, make, config) in SETUPS.items() if kind == "bert" else ():
         for part in parts:
@@ -187,11 +199,12 @@ def load(folder: Path, exported: Path) -> None:
 def main(*arguments: str) -> None:
     if arguments[0] == "--load":
         return load(Path(arguments[1]), Path(arguments[2]))
-    folder = Path(arguments[0])
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for kind in CASES:
-        write(folder, kind)
+    folder, *kinds = arguments
+    for kind in kinds or CASES:
+        for old in Path(folder).glob(f"{kind}[-.]*"):
+            old.unlink() if old.is_file() else shutil.rmtree(old)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write(Path(folder), kind)
     return None
 
 

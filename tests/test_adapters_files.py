@@ -23,12 +23,21 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 PLACES = {"max_position_embeddings": 10, "num_labels": 3}
 DISTIL = {"vocab_size": 20, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+GPT = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 10,
+       "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2,
+      "decoder_start_token_id": 0}  # fmt: skip
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 4,
+       "patch_size": 2, "num_labels": 3}  # fmt: skip
 BASES = {
     "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, **PLACES)),
     "roberta": lambda: transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SMALL, **PLACES)),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(
         transformers.DistilBertConfig(**DISTIL, **PLACES)
     ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT)),
+    "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
 }
 TENSORS = {name: load_file(FOLDER / f"{name}.safetensors") for name in BASES}
 FOUND = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
@@ -39,15 +48,29 @@ READ = [name for name in FOUND if name not in REFUSED and name != "bert-average"
 
 def base(kind):
     model = BASES[kind]().eval()
-    missing, _ = model.load_state_dict(TENSORS[kind], strict=False)
-    assert not [name for name in missing if "position_ids" not in name]
+    here = model.state_dict()
+    tensors = {name if name in here else of_today(name): tensor for name, tensor in TENSORS[kind].items()}
+    model.load_state_dict(tensors, strict=False)
+    tied = ("lm_head.weight", "embed_tokens.weight")
+    assert not [name for name in here.keys() - tensors if "position_ids" not in name and not name.endswith(tied)]
     return model
 
 
+def of_today(name):
+    """The name of a weight of ViT's in transformers 5."""
+    then = ("encoder.layer.", "attention.attention.", "attention.output.dense", "intermediate.dense", "output.dense")
+    now = ("layers.", "attention.", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+    for old, new in (*zip(then, now, strict=True), ("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+        name = name.replace(old, new)
+    return name
+
+
 def run(kind, model):
+    ids = TENSORS[kind]["ids"]
+    both = {"decoder_input_ids": ids} if kind == "t5" else {}
     with torch.no_grad():
-        out = model(TENSORS[kind]["ids"], output_hidden_states=True)
-    return out.logits, out.hidden_states[-1]
+        out = model(ids, output_hidden_states=True, **both)
+    return out.logits, (out.decoder_hidden_states if both else out.hidden_states)[-1]
 
 
 def check(kind, name, model):

@@ -21,7 +21,8 @@ LOG = logging.getLogger("modbay")
 @dataclass(frozen=True, eq=False)
 class Foreign:
     """A module of another library. base: the name of the model that it was made on, as far as it says. By site:
-    aggregators, where it is no sum; gates, the weight and bias of a scale between 0 and 1."""
+    aggregators, where it is no sum; gates, the weight and bias of a scale between 0 and 1; widths, where a module
+    does not tell its own."""
 
     name: str
     path: Path
@@ -31,6 +32,7 @@ class Foreign:
     base: str | None = None
     aggregators: Mapping[str, Aggregator] = field(default_factory=dict)
     gates: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     def pairs(self, model: nn.Module) -> Pairs:
         """Each of its sites in this model, with its kind."""
@@ -38,7 +40,7 @@ class Foreign:
 
     def _place(self, model: nn.Module, site: str):
         try:
-            (place,) = places(model, _what(site))
+            (place,) = places(model, _what(site, self.widths.get(site)))
         except MatchError as error:
             raise FileError(f"{self.path}: this model has no {site!r}, at which it has a module ({error}).") from error
         return place
@@ -65,9 +67,9 @@ class Foreign:
             )  # fmt: skip
 
 
-def _what(site: str) -> At:
+def _what(site: str, width: int | None) -> At:
     """What `at=` would say of a site: a module, a part of its output, or a span."""
     if cut := re.fullmatch(r"(.*)\[(\d+):(\d+)\]", site):
         return part(glob.escape(cut[1]), int(cut[2]), int(cut[3]))
     first, between, last = site.partition(":")
-    return span(glob.escape(first), glob.escape(last)) if between else at(glob.escape(site))
+    return span(glob.escape(first), glob.escape(last)) if between else at(glob.escape(site), features=width)

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...abstract import Aggregator
 from ...aggregation import Again
+from ...core import describe
 from ...errors import FileError
 from ...modules import Bottleneck, Compacter, Invertible
-from ._places import End, behind_embeddings, end
+from ._places import End, behind_embeddings, end, inverted
 from ._source import CONFIG, Source
 
 ACTIVATIONS = {
@@ -30,7 +31,7 @@ def activation(source: Source, method: Mapping[str, Any], default: str = "relu")
 def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
     """Where it reads and where it adds follows from four options. With h the last projection's output, r the residual
     and N the norm: h + A(h), then N(· + r); or N(x + A(N(x))) with x = h + r (Pfeiffer et al.); or N(x) + A(N(x));
-    or, in parallel, h + A(r)."""
+    or, in parallel, h + A(r). Where no norm follows, the two in the middle are x + A(x)."""
     flag = lambda key, default=False: source.get(method, key, bool, default)
     parallel, before, after = flag("is_parallel"), flag("original_ln_before"), flag("original_ln_after", True)
     residual = source.get(method, "residual_before_ln", (bool, str), True)
@@ -50,14 +51,20 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
         )
     for path, own in source.take("adapters").items():
         place: End = end(source, path)
-        site = getattr(place, where)
-        _gate(source, path, where, place, own)
+        here, inner = (where, again) if place.norm or where != "norm" else ("total", None)
+        site = getattr(place, here)
+        if not site:
+            raise FileError(
+                f"{source.path}/{CONFIG}: original_ln_before=True makes the module at {path!r} read a sum that no "
+                f"module of this {type(source.model).__name__} gives. Load it with adapters itself."
+            )
+        _gate(source, path, here, place, own)
         phm = flag("phm_layer")
         kind, tensors = (_phm if phm else _plain)(source, method, path, own)
         source.done(path, own)
         source.keep(site, kind, **tensors)
-        if again is not None:
-            source.aggregators[site] = again
+        if inner is not None:
+            source.aggregators[site] = inner
 
 
 def _gate(source: Source, path: str, where: str, place: End, own: dict[str, Tensor]) -> None:
@@ -67,11 +74,21 @@ def _gate(source: Source, path: str, where: str, place: End, own: dict[str, Tens
     source.gate(path, site, own)
     if site not in source.gates or where == "whole":
         return
+    if where == "total":
+        raise source.refuse(f"use_gating=True with original_ln_before=True, a gate of what {site!r} gives")
     weight, bias = source.gates[site]
-    last, shift = source.modules[site]._parameters["weight"], source.modules[site]._parameters["bias"]
-    assert last is not None and shift is not None
-    turned = weight * last.detach().to(weight) if where == "norm" else weight @ last.detach().to(weight)
-    source.gates[site] = (turned, bias + weight @ shift.detach().to(weight))
+    last, shift = affine(source.modules[site], weight)
+    source.gates[site] = (weight * last if where == "norm" else weight @ last, bias + weight @ shift)
+
+
+def affine(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(W (out, in), or γ; b, or β) of a layer."""
+    own = module._parameters
+    weight, bias = own["weight"], own.get("bias")
+    assert weight is not None
+    weight = weight.detach().to(like)
+    weight = weight.mT if describe("", module).form == "transposed" else weight
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(like)
 
 
 def _plain(source: Source, method: Mapping[str, Any], path: str, own: dict[str, Tensor]):
@@ -148,7 +165,7 @@ def invertible(source: Source, method: Mapping[str, Any]) -> None:
     if block != "nice":
         raise source.refuse(f"inv_adapter={block!r:.40}")
     for path, own in source.take("invertible_adapters").items():
-        site = behind_embeddings(source, "an invertible adapter")
+        site = inverted(source.model, source.modules, source.roles) or behind_embeddings(source, "an invertible adapter")
         ends = {"down": "0.weight", "down_bias": "0.bias", "up": "2.weight", "up_bias": "2.bias"}
         names = {f"{net}_{ours}": f"{net}.{theirs}" for net in "FG" for ours, theirs in ends.items()}
         tensors = dict(zip(names, source.needs(path, own, *names.values()), strict=True))
@@ -157,4 +174,5 @@ def invertible(source: Source, method: Mapping[str, Any]) -> None:
         reduction = source.get(method, "inv_adapter_reduction_factor", (int, float), 2)
         if int(half // reduction) != len(tensors["F_down"]):
             raise FileError(f"{source.path}/{CONFIG}: inv_adapter_reduction_factor={reduction} is not the tensors'.")
+        source.widths[site] = 2 * half
         source.keep(site, Invertible(reduction, activation(source, method)), **tensors)

@@ -11,6 +11,7 @@ from ...abstract import Aggregator, Kind
 from ...errors import CompositionError
 from ...seams import Roles, find_roles, named
 from ...types import Params
+from ._names import then
 from ._places import End, ends
 
 
@@ -38,7 +39,7 @@ class Draft:
     @cached_property
     def ends(self) -> dict[str, End]:
         """By the path at which adapters keeps a module."""
-        return ends(self.modules, self.roles)
+        return ends(self.model, self.modules, self.roles)
 
     @property
     def base(self) -> str:
@@ -56,6 +57,7 @@ class Draft:
 
     def put(self, path: str, mark: str, **tensors: Tensor) -> None:
         """Tensors at a path, by what adapters calls them, "__" for "."."""
+        path = then(self.model, path)
         front = f"{path}." if path else ""
         for name, tensor in tensors.items():
             self.tensors[f"{front}{mark}.{self.name}.{name.replace('__', '.')}"] = tensor
@@ -73,14 +75,17 @@ class Draft:
                 raise self.refuse(site, f"{what} is {value!r}, and elsewhere {first!r}: adapters has one for all")
         return first
 
-    def left_out(self, where: Mapping[str, tuple[int, str]], wanted: Collection[str]) -> list[int]:
-        """The layers without any of the places; raises CompositionError for a layer with some of them."""
+    def left_out(
+        self, where: Mapping[str, tuple[int, str]], wanted: Collection[str], there: Collection[tuple[int, str]] = ()
+    ) -> list[int]:
+        """The layers without any of the places; raises CompositionError for a layer with some of them. there: the
+        places that layers have at all, where they differ."""
         out = []
         for layer in range(self.layers):
             own = {place for i, place in where.values() if i == layer}
             if not own:
                 out.append(layer)
-            elif own != set(wanted):
+            elif own != {place for place in wanted if not there or (layer, place) in there}:
                 site = next(site for site, (i, _) in where.items() if i == layer)
                 raise self.refuse(site, f"layer {layer} has {sorted(own)}, and another {sorted(wanted)}")
         return out

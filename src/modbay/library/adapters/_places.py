@@ -1,8 +1,9 @@
 """Where adapters has its modules: behind the last projection of attention or feed-forward part, and what lies about it.
 
-    h = dense(…),  y = LayerNorm(h + r)
+    h = dense(…),  y = LayerNorm(h + r)        BERT and its kin
+    h = dense(…),  y = h + r                   GPT-2, T5, ViT, whose norm is in front of the part
 
-r is the input of the part, which is what a parallel module reads.
+r is the input of the part, which is what a parallel module reads; in front of a norm there, if the part begins so.
 """
 
 from collections.abc import Mapping
@@ -12,24 +13,47 @@ from torch import nn
 
 from ...errors import FileError
 from ...seams import Roles
+from ._names import kind, then
 from ._source import Source
 
 APART = {  # of models whose layers have no module for the end of a part: (projection, the norm behind it)
     "attention_adapters": ("attention.out_lin", "sa_layer_norm"),
     "output_adapters": ("ffn.lin2", "output_layer_norm"),
 }
+ATTENTION, CROSS, OUTPUT = "attention", "cross", "output"  # mh_adapter, cross_adapter, output_adapter
+VIT = "output.output_adapters"
+FRONT: dict[str, tuple[tuple[str, str, str, str | None, str], ...]] = {
+    "gpt2": (
+        ("attn.c_proj", "ln_1", "attention_adapters", None, ATTENTION),
+        ("mlp.c_proj", "ln_2", "output_adapters", "", OUTPUT),
+    ),
+    "t5": (
+        ("layer.0.SelfAttention.o", "layer.0.layer_norm", "layer.0", "layer.0", ATTENTION),
+        ("layer.1.EncDecAttention.o", "layer.1.layer_norm", "layer.1", "layer.1", CROSS),
+        ("layer.1.DenseReluDense.wo", "layer.1.layer_norm", "layer.1", "layer.1", OUTPUT),
+        ("layer.2.DenseReluDense.wo", "layer.2.layer_norm", "layer.2", "layer.2", OUTPUT),
+    ),
+    "vit": (
+        ("attention.o_proj", "layernorm_before", "attention_adapters", None, ATTENTION),
+        ("attention.output.dense", "layernorm_before", "attention_adapters", None, ATTENTION),
+        ("mlp.fc2", "layernorm_after", VIT, "", OUTPUT),
+        ("output.dense", "layernorm_after", VIT, "", OUTPUT),
+    ),
+}  # of layers with the norm in front: (projection, norm, adapters' place, what gives h + r: "" is the layer, the part)
+FRONT["mt5"] = FRONT["t5"]
 
 
 @dataclass(frozen=True)
 class End:
-    """The end of a part of a layer, by the names of its modules: where it began, its last projection, and its norm.
-    layer: its number; attends: whether the part is attention."""
+    """The end of a part of a layer, by the names of its modules: where it began, its last projection, and its norm, ""
+    if that is in front; then `total` gives h + r, if any module does. layer: its number; part: ATTENTION, …"""
 
     first: str
     dense: str
     norm: str
     layer: int
-    attends: bool
+    part: str
+    total: str = ""
 
     @property
     def whole(self) -> str:
@@ -37,17 +61,30 @@ class End:
         return f"{self.first}:{self.dense}"
 
 
-def ends(modules: Mapping[str, nn.Module], roles: Roles) -> dict[str, End]:
+def ends(model: nn.Module, modules: Mapping[str, nn.Module], roles: Roles) -> dict[str, End]:
     """The ends of all parts that are so, by the path at which adapters keeps a module of them."""
     out: dict[str, End] = {}
+    for i, layer in enumerate(roles["block"]) if kind(model) in FRONT else ():
+        for dense, norm, place, total, part in FRONT[kind(model)]:
+            if f"{layer}.{dense}" in modules and f"{layer}.{norm}" in modules:
+                whole = "" if total is None else f"{layer}.{total}".rstrip(".")
+                names = (f"{layer}.{norm}", f"{layer}.{dense}", "")
+                out[f"{then(model, layer)}.{place}"] = End(*names, i, part, whole)
+    if out:
+        return out
     for first, last in (("attention", "output"), ("ffn_in", "ffn_out")):
         if len(roles[first]) != len(roles[last]):
             continue
         for i, (begun, dense) in enumerate(zip(roles[first], roles[last], strict=True)):
             path, norm = _behind(modules, dense)
             if norm:
-                out[path] = End(begun, dense, norm, i, first == "attention")
+                out[path] = End(begun, dense, norm, i, ATTENTION if first == "attention" else OUTPUT)
     return out
+
+
+def behind(table: Mapping[str, End]) -> bool:
+    """Whether parts end in their norms, as BERT's do."""
+    return any(end.norm for end in table.values())
 
 
 def _behind(modules: Mapping[str, nn.Module], dense: str) -> tuple[str, str]:
@@ -63,12 +100,12 @@ def _behind(modules: Mapping[str, nn.Module], dense: str) -> tuple[str, str]:
 
 def end(source: Source, path: str) -> End:
     """The end of a part, from the path at which adapters keeps a module of it; raises FileError for other layers."""
-    table = ends(source.modules, source.roles)
+    table = ends(source.model, source.modules, source.roles)
     name = next((name for name in source.names(path) if name in table), None)
     if name is None:
         raise FileError(
             f"{source.path}: it has a module behind {path!r}, and layers of this {type(source.model).__name__} are not "
-            f"known to end there in a projection, a sum and a norm, as BERT's do."
+            f"known to end there in a projection and a sum, as BERT's, GPT-2's, T5's and ViT's do."
         )
     return table[name]
 
@@ -80,6 +117,14 @@ def embedded(modules: Mapping[str, nn.Module], roles: Roles) -> str | None:
         if isinstance(module, nn.LayerNorm) and name.rpartition(".")[0] in tables:
             return name
     return None
+
+
+def inverted(model: nn.Module, modules: Mapping[str, nn.Module], roles: Roles) -> str | None:
+    """What gives the first layer its input, behind which adapters has an invertible adapter."""
+    last = {"gpt2": ".drop", "t5": "encoder.embed_tokens", "mt5": "encoder.embed_tokens"}.get(kind(model))
+    if last is None:
+        return embedded(modules, roles)
+    return next((name for name in modules if f".{name}".endswith(last)), None)
 
 
 def behind_embeddings(source: Source, what: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from ...core import describe
 from ...errors import FileError
 from ...modules import Prefix, Prompt
-from ._places import behind_embeddings, ends
+from ._places import behind, behind_embeddings, ends
 from ._source import CONFIG, Source
 
 BOTTLENECK = {"tokens": "wte.weight", "down": "control_trans.0.weight", "down_bias": "control_trans.0.bias",
@@ -66,7 +66,7 @@ def attentions(source: Source, method: Mapping[str, Any]) -> list[str]:
     """The attentions, in order of the layers, but those of layers that are left out."""
     out = source.get(method, "leave_out", list, [])
     sites = [site for i, site in enumerate(source.roles["attention"]) if i not in out]
-    if sites and not ends(source.modules, source.roles):
+    if sites and not behind(ends(source.model, source.modules, source.roles)):
         raise FileError(
             f"{source.path}: it has prefixes, and whether adapters' are modbay's in layers as those of this "
             f"{type(source.model).__name__} was not tried: they are read onto models of BERT's kind."

@@ -49,7 +49,8 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
             f"or changed by hand."
         )
     base = source.get(source.said, "model_name", str) or None
-    return Foreign(name, folder, "adapters", source.kinds, source.found, base, source.aggregators, source.gates)
+    return Foreign(name, folder, "adapters", source.kinds, source.found, base, source.aggregators, source.gates,
+                   source.widths)  # fmt: skip
 
 
 def _methods(source: Source) -> list[Mapping[str, Any]]:

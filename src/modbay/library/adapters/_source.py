@@ -20,6 +20,7 @@ from ...seams import Roles, find_roles, named
 from ...types import Params
 from .._files import inside, read_json, read_tensors, typed
 from .._pickles import pickled_tensors
+from ._names import now
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
 
@@ -37,6 +38,7 @@ class Source:
     found: dict[str, Params] = field(default_factory=dict)
     aggregators: dict[str, Aggregator] = field(default_factory=dict)
     gates: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = named(self.model)
@@ -80,7 +82,8 @@ class Source:
     def names(self, path: str) -> tuple[str, ...]:
         """What a path may be called here: the model may have been another with, or without, a head."""
         head = getattr(self.model, "base_model_prefix", "") or ""
-        return path, f"{head}.{path}" if path else head, path.removeprefix(f"{head}.")
+        own = (path, f"{head}.{path}" if path else head, path.removeprefix(f"{head}."))
+        return tuple(dict.fromkeys([*own, *(now(self.model, name) for name in own)]))
 
     def own(self, path: str) -> str | None:
         """The name of a module in this model; None if it has none."""

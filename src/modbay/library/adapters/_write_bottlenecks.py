@@ -10,9 +10,9 @@ from torch import Tensor
 from ...abstract import Kind
 from ...aggregation import AdapterFusion, Again, WeightedSum
 from ...modules import Bottleneck, Compacter, Invertible
-from ._bottlenecks import ACTIVATIONS
+from ._bottlenecks import ACTIVATIONS, affine
 from ._draft import Draft
-from ._places import End, embedded
+from ._places import ATTENTION, CROSS, OUTPUT, End, inverted
 
 THEIRS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | {"silu": "swish"}
 DEFAULTS: dict[str, Any] = {
@@ -43,12 +43,13 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
     found = {site: _found(draft, site) for site in rest}
     ways = {site: _how(draft, site, where) for site, (_, _, where) in found.items()}
     sizes = {site: (end.layer, len(draft.params[site]["down_bias"])) for site, (_, end, _) in found.items()}
-    attends = {end.attends for _, end, _ in found.values()}
-    names = {site: (end.layer, "attention" if end.attends else "output") for site, (_, end, _) in found.items()}
+    parts = {end.part for _, end, _ in found.values()}
+    names = {site: (end.layer, end.part) for site, (_, end, _) in found.items()}
+    there = {(end.layer, end.part) for end in draft.ends.values()}
     config |= {
-        **draft.common("its place in the block", ways), "mh_adapter": True in attends,
-        "output_adapter": False in attends, "use_gating": draft.gated(rest),
-        "leave_out": draft.left_out(names, {place for _, place in names.values()}),
+        **draft.common("its place in the block", ways), "mh_adapter": ATTENTION in parts,
+        "cross_adapter": CROSS in parts, "output_adapter": OUTPUT in parts, "use_gating": draft.gated(rest),
+        "leave_out": draft.left_out(names, parts, there),
         "reduction_factor": _reduction(draft, sizes),
     }  # fmt: skip
     config |= draft.common("its kind", {site: _said(draft, site, kind) for site, kind in rest.items()})
@@ -62,7 +63,7 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
 def _found(draft: Draft, site: str) -> tuple[str, End, str]:
     """(adapters' path, the end of a part, which site of it this is)."""
     for path, end in draft.ends.items():
-        for where in ("dense", "norm", "whole"):
+        for where in ("dense", "norm", "whole", "total"):
             if getattr(end, where) == site:
                 return path, end, where
     raise draft.refuse(site, "there is no end of attention or feed-forward part, as adapters has its bottlenecks at")
@@ -77,6 +78,8 @@ def _how(draft: Draft, site: str, where: str) -> dict[str, Any]:
         raise draft.refuse(site, f"the bay's {type(aggregator).__name__} is none of adapters' ways")
     if parallel != (where == "whole") or (again and where != "norm"):
         raise draft.refuse(site, f"a {'parallel' if parallel else 'serial'} bottleneck is nowhere so in adapters")
+    if where == "total":
+        return {"original_ln_before": True}
     if where == "norm":
         return {"original_ln_before": True, "original_ln_after": again, "residual_before_ln": again}
     return {"is_parallel": parallel}
@@ -140,11 +143,12 @@ def _phm(draft: Draft, site: str, kind: Compacter) -> dict[str, Tensor]:
 
 def _invertible(draft: Draft, site: str, kind: Any) -> dict[str, Any]:
     own = draft.params[site]
-    if site != embedded(draft.modules, draft.roles):
+    if site != inverted(draft.model, draft.modules, draft.roles):
         raise draft.refuse(site, "the invertible adapter, or its inverse, is not behind the embeddings")
     ends = {"down": "0__weight", "down_bias": "0__bias", "up": "2__weight", "up_bias": "2__bias"}
     names = {f"{net}__{theirs}": own[f"{net}_{ours}"] for net in "FG" for ours, theirs in ends.items()}
-    draft.put(draft.base, "invertible_adapters", **names)
+    inner = "encoder" if site.endswith("encoder.embed_tokens") else ""  # of T5, whose encoder keeps it
+    draft.put(".".join(part for part in (draft.base, inner) if part), "invertible_adapters", **names)
     return {"inv_adapter": "nice", "inv_adapter_reduction_factor": kind.reduction}
 
 
@@ -154,10 +158,9 @@ def _gate(draft: Draft, site: str, end: End, where: str) -> dict[str, Tensor]:
         return {}
     weight, bias = draft.gates[site]
     if where != "whole":
-        own = draft.modules[site]._parameters
-        last, shift = own["weight"], own["bias"]
-        assert last is not None and shift is not None
-        last, shift = last.detach().to(weight), shift.detach().to(weight)
+        if where == "total":
+            raise draft.refuse(site, "there is a gate of the site's input, and adapters' is one of its output")
+        last, shift = affine(draft.modules[site], weight)
         turned = weight / last if where == "norm" else torch.linalg.lstsq(last.mT, weight.mT).solution.mT
         back = turned * last if where == "norm" else turned @ last
         if not torch.allclose(back, weight, rtol=1e-4, atol=1e-5):

@@ -8,7 +8,7 @@ import torch
 from ...abstract import Kind
 from ...modules import Prefix, Prompt
 from ._draft import Draft
-from ._places import APART, embedded
+from ._places import APART, behind, embedded
 from ._prompts import BOTTLENECK
 
 
@@ -29,7 +29,7 @@ def prompt(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
 def prefix(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
     """In one tensor for all layers, under the name of each layer, and once more."""
     order = [site for site in draft.roles["attention"] if site in sites]
-    if not draft.ends:
+    if not behind(draft.ends):
         raise draft.refuse(next(iter(sites)), "the layers are not as BERT's, for whose prefixes alone names are known")
     if len(order) < len(sites):
         raise draft.refuse(next(site for site in sites if site not in order), "there is no attention over the input")

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...abstract import Kind
 from ...modules import LoRA
 from ._draft import Draft
-from ._places import projections
+from ._places import behind, projections
 
 DEFAULTS: dict[str, Any] = {
     "architecture": "lora", "dropout": 0.0, "dtype": None, "init_weights": "lora", "init_weights_seed": None,
@@ -25,7 +25,7 @@ def _places(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
             raise draft.refuse(site, f"{type(kind).__name__} is at no query, key, value or feed-forward projection")
     where = {site: table[site] for site in sites}
     wanted = {place for _, place in where.values()}
-    if not wanted <= set("qkv") and not draft.ends:
+    if not wanted <= set("qkv") and not behind(draft.ends):
         raise draft.refuse(next(iter(sites)), "adapters names the feed-forward projections of such a model otherwise")
     return {
         "attn_matrices": [m for m in "qkv" if m in wanted] or ["q", "v"], "selfattn_lora": bool(wanted & set("qkv")),

@@ -1,0 +1,37 @@
+"""What modules are called in the transformers that adapters runs on, 4.57, where later ones call them otherwise: ViT."""
+
+import re
+
+from torch import nn
+
+LATER = (
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)  # of a layer of ViT's: (then, now)
+
+
+def kind(model: nn.Module) -> str:
+    """transformers' word for the architecture; "" if it has none."""
+    return getattr(getattr(model, "config", None), "model_type", None) or ""
+
+
+def then(model: nn.Module, name: str) -> str:
+    """A module's name, as adapters has it."""
+    layer = re.fullmatch(r"(|.*\.)layers\.(\d+)(?:\.(.*))?", name) if kind(model) == "vit" else None
+    if layer is None:
+        return name
+    inner = {new: old for old, new in LATER}.get(layer[3] or "", layer[3])
+    return f"{layer[1]}encoder.layer.{layer[2]}" + (f".{inner}" if inner else "")
+
+
+def now(model: nn.Module, name: str) -> str:
+    """The inverse."""
+    layer = re.fullmatch(r"(|.*\.)encoder\.layer\.(\d+)(?:\.(.*))?", name) if kind(model) == "vit" else None
+    if layer is None:
+        return name
+    inner = dict(LATER).get(layer[3] or "", layer[3])
+    return f"{layer[1]}layers.{layer[2]}" + (f".{inner}" if inner else "")
