@@ -165,7 +165,9 @@ def invertible(source: Source, method: Mapping[str, Any]) -> None:
     if block != "nice":
         raise source.refuse(f"inv_adapter={block!r:.40}")
     for path, own in source.take("invertible_adapters").items():
-        site = inverted(source.model, source.modules, source.roles) or behind_embeddings(source, "an invertible adapter")
+        site = inverted(source.model, source.modules, source.roles) or behind_embeddings(
+            source, "an invertible adapter"
+        )
         ends = {"down": "0.weight", "down_bias": "0.bias", "up": "2.weight", "up_bias": "2.bias"}
         names = {f"{net}_{ours}": f"{net}.{theirs}" for net in "FG" for ours, theirs in ends.items()}
         tensors = dict(zip(names, source.needs(path, own, *names.values()), strict=True))

@@ -1,4 +1,4 @@
-"""What modules are called in the transformers that adapters runs on, 4.57, where later ones call them otherwise: ViT."""
+"""What modules are called in the transformers that adapters runs on, 4.57, where later ones differ: ViT."""
 
 import re
 

@@ -128,7 +128,9 @@ def _fused(folder: Path, files: Sequence[Foreign], model: nn.Module) -> Setup:
     fusions: dict[str, dict[str, Tensor]] = {}
     for path, own in source.take("adapter_fusion_layer").items():
         place = end(source, path)
-        site = next((site for site in (place.norm, place.total, place.dense, place.whole) if site in files[0].kinds), None)
+        site = next(
+            (site for site in (place.norm, place.total, place.dense, place.whole) if site in files[0].kinds), None
+        )
         if site is None:
             raise FileError(f"{file}: it fuses at {path!r}, where its modules have no part.")
         parts = {name: source.needs(path, own, name)[0] for name in ("query.weight", "query.bias", "key.weight",
