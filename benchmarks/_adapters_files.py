@@ -5,8 +5,8 @@ Run apart, since adapters 1.3 needs an older transformers than modbay is tested 
     pip install adapters==1.3.0 && python benchmarks/_adapters_files.py tests/fixtures/adapters
 
 FOLDER/<base>.safetensors holds a base's weights, an input and, by name, the logits and the last hidden state with each
-of its checkpoints, FOLDER/<base>-<name>/. With names of bases behind FOLDER, only theirs. To load what modbay wrote, and
-print its logits' error:
+of its checkpoints, FOLDER/<base>-<name>/. With names of bases behind FOLDER, only theirs. To load what modbay wrote,
+and print its logits' error:
 
     python benchmarks/_adapters_files.py --load tests/fixtures/adapters EXPORTED
 """

@@ -200,6 +200,43 @@ def test_what_is_written_is_what_adapters_wrote(name, tmp_path):
     check(kind, short, model)
 
 
+@pytest.mark.parametrize("name", SETUPS)
+def test_setups_are_written_as_adapters_wrote_them(name, tmp_path):
+    """Stacks and fusions, file by file; an average, which adapters itself divides once more, is refused."""
+    bay = mb.load(base("bert"), FOLDER / name)["adapters"]
+    if name == "bert-average":
+        with pytest.raises(CompositionError, match="divides by their number once more"):
+            bay.export(tmp_path / "out", format="adapters")
+        assert not (tmp_path / "out").exists()
+        return
+    bay.export(tmp_path / "out", format="adapters")
+    here, there = ({str(p.relative_to(f)): p for p in f.rglob("*.*")} for f in (tmp_path / "out", FOLDER / name))
+    assert here.keys() == there.keys()
+    for file, path in there.items():
+        if path.suffix == ".json":
+            assert json.loads(here[file].read_text()) == json.loads(path.read_text())
+        else:
+            assert_close(load_file(here[file]), load_file(path), rtol=0, atol=0)
+    model = base("bert")
+    mb.load(model, tmp_path / "out")
+    check("bert", name.partition("-")[2], model)
+
+
+def test_what_is_no_setup_of_adapters(tmp_path):
+    two = {"a": {"*.output.dense": mb.Bottleneck(4)}, "b": {"*.output.dense": mb.Bottleneck(4)}}
+    bay = mb.attach(base("bert"), modules=two)
+    with pytest.raises(BayError, match="none is set to work"):
+        bay.export(tmp_path / "out", format="adapters")
+    with pytest.raises(CompositionError, match="by 'WeightedSum'"):
+        bay.use("a", "b").export(tmp_path / "out", format="adapters")
+    beside = {"*.query": mb.LoRA(2), **two["b"]}
+    bay = mb.attach(base("bert"), modules={"a": two["a"], "b": beside}, aggregator=mb.PerSite(
+        {"*.dense": mb.Sequence()}))  # fmt: skip
+    with pytest.raises(CompositionError, match="more than serial bottlenecks"):
+        bay.use("a", "b").export(tmp_path / "out", format="adapters")
+    assert not (tmp_path / "out").exists()
+
+
 # What is refused
 
 

@@ -464,7 +464,8 @@ class Bay:
         """Write a module, the one there is unless named, into FOLDER as others load it; returns errors by site.
 
         format: "peft" or "adapters", exactly; peft's without a name is the whole bay where peft has such: Polytropon of
-        LoRAs, and prompts by task that share one. "lora" is plain LoRA for the engines that serve it (vLLM, LoRAX),
+        LoRAs, and prompts by task that share one; adapters' is a setup of what `use` has set, of several modules that a
+        Sequence stacks or AdapterFusion fuses. "lora" is plain LoRA for the engines that serve it (vLLM, LoRAX),
         "gguf" the same for llama.cpp, as FOLDER/NAME.gguf or a file that ends so: exact where the module is of low
         rank, else the nearest of a `rank`, or of the lowest whose relative error ‖ΔW − B A‖/‖ΔW‖ is at most `error`.
         Raises CompositionError for what a format can't hold, or a larger error; nothing is written then.

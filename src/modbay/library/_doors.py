@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..abstract import Kind
+from ..abstract import Kind, Routing
 from ..errors import BayError, FileError, listed
 from ..seams import Fitting
 from ..types import Params
@@ -80,6 +80,10 @@ def export(
         unfolded(fitting.session, "export")
         peft.write_composition(Path(folder), fitting)
         return dict.fromkeys(fitting.modulars, 0.0)
+    if name is None and format == "adapters" and len(state.inventory.names) > 1:
+        unfolded(fitting.session, "export")
+        _together(Path(folder), fitting)
+        return dict.fromkeys(fitting.modulars, 0.0)
     if name is None:
         if len(state.inventory.names) != 1:
             raise BayError(
@@ -94,15 +98,36 @@ def export(
         return peft.write_plain(Path(folder), fitting, name, rank, error)
     if format == "gguf":
         return write_gguf(Path(folder), fitting, name, rank, error)
-    kinds: dict[str, Kind] = {}
-    params: dict[str, Params] = {}
-    for site, modular in fitting.modulars.items():
-        part = modular.order[state.inventory.names.index(name)]
-        if part is not None:
-            kinds[site] = part.kind
-            params[site] = {key: tensor.detach() for key, tensor in part.tensors().items()}
+    kinds, params = _parts(fitting, name)
     if format == "adapters":
         adapters.write(Path(folder), adapters.Draft(name, fitting.model, kinds, params, *joined(fitting, name, kinds)))
         return dict.fromkeys(kinds, 0.0)
     peft.write(Path(folder), peft.Draft(name, fitting.model, fitting.places, kinds, params))
     return dict.fromkeys(kinds, 0.0)
+
+
+def _parts(fitting: Fitting, name: str) -> tuple[dict[str, Kind], dict[str, Params]]:
+    """What a module is, and its tensors, by site."""
+    kinds: dict[str, Kind] = {}
+    params: dict[str, Params] = {}
+    for site, modular in fitting.modulars.items():
+        part = modular.order[fitting.state.inventory.names.index(name)]
+        if part is not None:
+            kinds[site] = part.kind
+            params[site] = {key: tensor.detach() for key, tensor in part.tensors().items()}
+    return kinds, params
+
+
+def _together(folder: Path, fitting: Fitting) -> None:
+    """The modules that are at work, as a setup of adapters'; one of them alone, as itself."""
+    names, chosen = fitting.state.inventory.names, fitting.state.chosen
+    if not isinstance(chosen, Routing) or not chosen.host:
+        raise BayError(
+            f"export(): bay {fitting.state.name!r} has {listed(names)}, and none is set to work: a setup of adapters' "
+            f"is of those that are, bay.use({names[0]!r}, {names[1]!r}); export(FOLDER, NAME) writes one."
+        )
+    drafts = []
+    for name in (names[i] for i in chosen.host[0]):
+        kinds, params = _parts(fitting, name)
+        drafts.append(adapters.Draft(name, fitting.model, kinds, params, *joined(fitting, name, kinds)))
+    adapters.write_setup(folder, drafts, chosen.weights is not None)

@@ -5,3 +5,4 @@ from ._read import read as read
 from ._setup import read_setup as read_setup
 from ._source import CONFIG as CONFIG
 from ._write import write as write
+from ._write_setup import write_setup as write_setup

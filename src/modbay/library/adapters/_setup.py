@@ -17,7 +17,7 @@ from ...modules import Bottleneck, Compacter
 from .._files import inside, read_json
 from .._foreign import Foreign
 from ._places import end
-from ._source import Source, stored
+from ._source import CONFIG, Source, stored
 
 LOG = logging.getLogger("modbay")
 SETUP, FUSION = "adapter_setup.json", "adapter_fusion_config.json"
@@ -97,7 +97,7 @@ def _stacked(files: Sequence[Foreign]) -> dict[str, Aggregator] | None:
         for site, kind in file.kinds.items():
             several = [other for other in files if site in other.kinds]
             serial = isinstance(kind, Compacter) or (isinstance(kind, Bottleneck) and kind.placement == "serial")
-            if len(several) > 1 and not serial:
+            if len(several) > 1 and not (serial and all(map(_adds, several))):
                 return None
             if file is not files[0] and not serial:  # adapters asks the first alone
                 return None
@@ -105,6 +105,12 @@ def _stacked(files: Sequence[Foreign]) -> dict[str, Aggregator] | None:
             if len(several) > 1:
                 out[site] = Again("input", order) if isinstance(file.aggregators.get(site), Again) else order
     return None if any(file.gates for file in files) else out
+
+
+def _adds(file: Foreign) -> bool:
+    """Whether it leaves the residual sum to what follows it; else the next one adds the residual again."""
+    config = read_json(inside(file.path, CONFIG)).get("config")
+    return not isinstance(config, dict) or config.get("original_ln_after") is not False
 
 
 def _fused(folder: Path, files: Sequence[Foreign], model: nn.Module) -> Setup:

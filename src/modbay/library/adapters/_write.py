@@ -27,6 +27,11 @@ WRITERS: dict[tuple[type, ...], Callable[[Draft, Mapping[str, Kind]], dict[str, 
 
 def write(folder: Path, draft: Draft) -> Path:
     """Write it; raises CompositionError for what adapters has no name for, before anything is written."""
+    return prepared(draft)(folder)
+
+
+def prepared(draft: Draft) -> Callable[[Path], Path]:
+    """What writes it into a folder; all is checked by then."""
     heads = {site: kind for site, kind in draft.kinds.items() if isinstance(kind, (Full, Head))}
     rest = {site: kind for site, kind in draft.kinds.items() if site not in heads}
     configs = []
@@ -39,23 +44,28 @@ def write(folder: Path, draft: Draft) -> Path:
         raise draft.refuse(site, f"{type(kind).__name__} is none of adapters' methods that modbay writes")
     if not configs:
         raise draft.refuse(next(iter(heads), ""), "it is a head alone, and an adapter goes before it")
-    top = _top(draft)
+    said = top(draft)
     config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
     head = _head(draft, heads)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / TENSORS, {key: tensor.clone() for key, tensor in draft.tensors.items()})
-    write_json(folder / CONFIG, {**top, "config": config, "name": draft.name})
-    if head:
-        write_tensors(folder / HEAD_TENSORS, head)
-        labels = next((kind.labels for kind in heads.values() if isinstance(kind, Head)), None)
-        known = getattr(draft.model.config, "label2id", None)
-        table = {label: i for i, label in enumerate(labels)} if isinstance(labels, tuple) else known
-        classes = labels if isinstance(labels, int) else len(table or ())
-        write_json(folder / HEAD, {**top, "config": None, "label2id": table, "name": None, "num_labels": classes})
-    return folder
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / TENSORS, {key: tensor.clone() for key, tensor in draft.tensors.items()})
+        write_json(folder / CONFIG, {**said, "config": config, "name": draft.name})
+        if head:
+            write_tensors(folder / HEAD_TENSORS, head)
+            labels = next((kind.labels for kind in heads.values() if isinstance(kind, Head)), None)
+            known = getattr(draft.model.config, "label2id", None)
+            table = {label: i for i, label in enumerate(labels)} if isinstance(labels, tuple) else known
+            classes = labels if isinstance(labels, int) else len(table or ())
+            more = {"config": None, "label2id": table, "name": None, "num_labels": classes}
+            write_json(folder / HEAD, {**said, **more})
+        return folder
+
+    return make
 
 
-def _top(draft: Draft) -> dict[str, Any]:
+def top(draft: Draft) -> dict[str, Any]:
     config = getattr(draft.model, "config", None)
     if config is None or not hasattr(config, "model_type"):
         raise CompositionError(

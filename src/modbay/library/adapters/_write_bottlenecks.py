@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...abstract import Kind
-from ...aggregation import AdapterFusion, Again, WeightedSum
+from ...aggregation import AdapterFusion, Again, Sequence, WeightedSum
 from ...modules import Bottleneck, Compacter, Invertible
 from ._bottlenecks import ACTIVATIONS, affine
 from ._draft import Draft
@@ -40,11 +40,11 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
         config |= _invertible(draft, site, kind)
     if not rest:
         return config
-    found = {site: _found(draft, site) for site in rest}
-    ways = {site: _how(draft, site, where) for site, (_, _, where) in found.items()}
-    sizes = {site: (end.layer, len(draft.params[site]["down_bias"])) for site, (_, end, _) in found.items()}
-    parts = {end.part for _, end, _ in found.values()}
-    names = {site: (end.layer, end.part) for site, (_, end, _) in found.items()}
+    where = {site: found(draft, site) for site in rest}
+    ways = {site: _how(draft, site, at) for site, (_, _, at) in where.items()}
+    sizes = {site: (end.layer, len(draft.params[site]["down_bias"])) for site, (_, end, _) in where.items()}
+    parts = {end.part for _, end, _ in where.values()}
+    names = {site: (end.layer, end.part) for site, (_, end, _) in where.items()}
     there = {(end.layer, end.part) for end in draft.ends.values()}
     config |= {
         **draft.common("its place in the block", ways), "mh_adapter": ATTENTION in parts,
@@ -53,14 +53,14 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
         "reduction_factor": _reduction(draft, sizes),
     }  # fmt: skip
     config |= draft.common("its kind", {site: _said(draft, site, kind) for site, kind in rest.items()})
-    for site, (path, end, where) in found.items():
+    for site, (path, end, at) in where.items():
         kind = rest[site]
         tensors = _phm(draft, site, kind) if isinstance(kind, Compacter) else _plain(draft, site, kind)
-        draft.put(path, "adapters", **tensors, **_gate(draft, site, end, where))
+        draft.put(path, "adapters", **tensors, **_gate(draft, site, end, at))
     return config
 
 
-def _found(draft: Draft, site: str) -> tuple[str, End, str]:
+def found(draft: Draft, site: str) -> tuple[str, End, str]:
     """(adapters' path, the end of a part, which site of it this is)."""
     for path, end in draft.ends.items():
         for where in ("dense", "norm", "whole", "total"):
@@ -74,7 +74,8 @@ def _how(draft: Draft, site: str, where: str) -> dict[str, Any]:
     aggregator, kind = draft.aggregators[site], draft.kinds[site]
     parallel = getattr(kind, "placement", "serial") == "parallel"
     again = isinstance(aggregator, Again)
-    if not isinstance(aggregator, (WeightedSum, Again, AdapterFusion)) or (again and aggregator.start != "input"):
+    known = isinstance(aggregator, (WeightedSum, Again, AdapterFusion, Sequence))
+    if not known or (again and aggregator.start != "input"):
         raise draft.refuse(site, f"the bay's {type(aggregator).__name__} is none of adapters' ways")
     if parallel != (where == "whole") or (again and where != "norm"):
         raise draft.refuse(site, f"a {'parallel' if parallel else 'serial'} bottleneck is nowhere so in adapters")
