@@ -200,6 +200,18 @@ def test_what_is_written_is_what_adapters_wrote(name, tmp_path):
     check(kind, short, model)
 
 
+def test_an_inverse_before_the_words_is_refused(tmp_path):
+    """adapters' own classes run it, and transformers' do not."""
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, max_position_embeddings=10)).eval()
+    assert mb.load(model, FOLDER / "bert-invertible")["adapters"].detach() is model
+    shutil.copytree(FOLDER / "bert-invertible", tmp_path / "flex")
+    said = json.loads((tmp_path / "flex" / "adapter_config.json").read_text())
+    (tmp_path / "flex" / "adapter_config.json").write_text(json.dumps({**said, "model_class": "BertAdapterModel"}))
+    with pytest.raises(FileError, match="runs the inverse"):
+        mb.load(model, tmp_path / "flex")
+    mb.load(base("bert"), tmp_path / "flex")
+
+
 @pytest.mark.parametrize("name", SETUPS)
 def test_setups_are_written_as_adapters_wrote_them(name, tmp_path):
     """Stacks and fusions, file by file; an average, which adapters itself divides once more, is refused."""

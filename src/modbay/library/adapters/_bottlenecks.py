@@ -157,11 +157,18 @@ def _rule(source: Source, path: str, own: dict[str, Tensor]) -> Tensor:
 
 
 def invertible(source: Source, method: Mapping[str, Any]) -> None:
-    """Behind the embeddings; and, where the module was with a head that gives words, its inverse before the last
-    layer."""
+    """Behind the embeddings. adapters' own classes, BertAdapterModel …, run its inverse before a head that gives words
+    (those of transformers do not), which is refused."""
     block = source.get(method, "inv_adapter", str)
     if block is None:
         return
+    get = getattr(source.model, "get_output_embeddings", None)
+    made = source.get(source.said, "model_class", str, "")
+    if made.endswith("AdapterModel") and get is not None and get() is not None:
+        raise FileError(
+            f"{source.path}: a {made} runs the inverse of its invertible adapter before a head that gives words, which "
+            f"modbay does not read. Load it onto a model with another head than {type(source.model).__name__}'s."
+        )
     if block != "nice":
         raise source.refuse(f"inv_adapter={block!r:.40}")
     for path, own in source.take("invertible_adapters").items():
