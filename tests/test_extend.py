@@ -67,6 +67,11 @@ def modules(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def record(folder: Path, name: str) -> dict:
+    """What the file of an arrival says."""
+    return json.loads((folder / f"modules/arrivals/{name}/module.json").read_text(encoding="utf-8"))
+
+
 def same_as_before(old: training.Run, new: training.Run) -> None:
     """Every module that was there has the same bits, and the proof says so of the logits."""
     before, after = modules(old.folder), modules(new.folder)
@@ -94,6 +99,9 @@ def test_a_language_and_then_a_task(runs, french, tongue, tmp_path, method):
     assert bays["arrivals"].names() == ["fr", "tongue"]
     assert bays["heads"].names() == ["said", "said-fr", "tongue"]
     assert {r["value"] for r in two.facts["results"] if r["label"] == "language"} >= {"en", "de", "fr"}
+    labels = {name: record(two.folder, name)["about"]["labels"] for name in ("fr", "tongue")}
+    assert labels["fr"] == {"task": ["said"], "language": ["fr"]} and labels["tongue"]["task"] == ["tongue"]
+    assert record(two.folder, "fr")["about"]["metrics"].keys() == {"accuracy", "macro_f1"}
 
     rows, _ = reading.tested(two)  # of all three, in one batch, each is answered as alone
     assert {(row.task, row.labels["language"]) for row in rows} >= {("said", "en"), ("said", "fr"), ("tongue", "fr")}

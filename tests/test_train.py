@@ -60,6 +60,43 @@ def test_a_method_learns_and_comes_back(tiny_base, tiny_csv, tmp_path, method):
     assert said == kept
 
 
+def test_a_library_finds_what_a_run_leaves(tiny_base, tiny_csv, tmp_path):
+    """Labels, metrics and data of each module, of the rows that it counts for; no path in them, and no parent."""
+    flags = ["--base", tiny_base, "--by", "language", "--method", "private", "--licence", "CC-BY-4.0", "--seed", 1]
+    code, _, err = modbay("train", tiny_csv, *flags, "--steps", 8, "--batch", 8, "--out", tmp_path / "run")
+    assert code == 0, err
+    run, shelf = training.open_run(tmp_path / "run"), ["--library", tmp_path / "shelf"]
+    assert modbay("library", "add", tmp_path / "run/modules", *shelf)[0] == 0
+    code, out, err = modbay("library", "search", "accuracy>=0", "--label", "language=de", "--json", *shelf)
+    assert code == 0, err
+    found = {one["name"]: one["about"] for one in json.loads(out)}
+    assert [name for name in found if not name.startswith("heads/")] == ["language/de"]
+    rows = training.read_tasks(run.config).splits
+    said = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    tasks = {row.task for row in rows.train}
+    for name, about in found.items():
+        mine = [one for one in said if "heads/" in name or one["labels"]["language"] == "de"]
+        right = sum(one["prediction"] == one["target"] for one in mine) / len(mine)
+        assert about["metrics"]["accuracy"] == pytest.approx(right, abs=1e-6)
+        assert about["labels"] == {"task": sorted(tasks), "language": ["de", "en"] if "heads/" in name else ["de"]}
+        assert {one["split"]: one["rows"] for one in about["data"]} == {
+            part: len(getattr(rows, part)) for part in ("train", "validation", "test")
+        }
+        assert {one["name"] for one in about["data"]} == {tiny_csv.name}
+        digests = {one["split"]: one["sha256"] for one in about["data"]}
+        assert digests == {one["split"]: one["sha256"] for one in run.facts["data"]}
+        assert about["licence"] == "CC-BY-4.0" and "parents" not in about
+        assert f"seed 1; metrics of {len(mine)} test rows" in about["notes"]
+    assert str(tmp_path) not in json.dumps(found)
+
+
+def test_without_test_rows_there_are_no_metrics(tiny_base, tiny_csv, tmp_path):
+    run = training.train(asked(tiny_base, tiny_csv, test=0.0, method="shared"), tmp_path / "run")
+    for file in run.folder.glob("modules/*/*/module.json"):
+        about = json.loads(file.read_text(encoding="utf-8"))["about"]
+        assert "metrics" not in about and "licence" not in about and about["labels"]["task"]
+
+
 def test_one_seed_gives_one_result(tiny_base, tiny_csv, tmp_path):
     config = asked(tiny_base, tiny_csv, by="language", method="private")
     one, other = (training.train(config, tmp_path / name).folder for name in ("a", "b"))
@@ -168,6 +205,8 @@ def test_killed_and_resumed_equals_unbroken(tiny_base, tiny_csv, tmp_path):
     )
     assert same(tensors(whole.folder), tensors(again.folder))
     assert (whole.folder / "predictions.jsonl").read_bytes() == (again.folder / "predictions.jsonl").read_bytes()
+    of = lambda run: json.loads((run.folder / "modules/language/de/module.json").read_text(encoding="utf-8"))["about"]
+    assert of(whole) == of(again) and "parents" not in of(again)  # a checkpoint is none
 
 
 @pytest.mark.slow

@@ -96,6 +96,7 @@ def train(
     ] = None,
     test: Annotated[str | None, typer.Option("--test", help="A file, or a share of the rows [0.2].")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of splits, draws and initialisation [0].")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Of the modules: CC-BY-4.0, say.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Any other argument of a run: --set pool=[mean,max].")
     ] = None,
@@ -135,6 +136,7 @@ def train(
         "base": base, "text": texts, "target": target, "by": by or None, "kind": kind, "method": method,
         "module": module, "at": at or None, "steps": steps, "epochs": epochs, "batch": batch, "lr": lr,
         "layers": layers, "validation": share(validation), "test": share(test), "seed": seed,
+        "licence": licence,
     }  # fmt: skip
     run(data or [], flags, sets or [], out, resume, dry, json)
 

@@ -46,6 +46,7 @@ class Config(_Strict):
       linear probe that heads start from, 0 for a random start. dropout: of the base; None: as its config says.
     - streaming: rows are read as they are needed and not held, each task's drawn through a buffer of so many; sampling
       then balances tasks alone, and `steps` must be given.
+    - licence: of the modules, as their files then say.
     - keep: the modules of the best validation score, or of the last step. evaluate_every: steps; None: ten times a run.
     """
 
@@ -91,6 +92,7 @@ class Config(_Strict):
     streaming: bool = False
     buffer: int = Field(10_000, ge=1)
     seed: int = Field(0, ge=0)
+    licence: str | None = Field(None, min_length=1)
 
     @field_validator("by", mode="before")
     @classmethod

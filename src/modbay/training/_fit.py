@@ -17,6 +17,7 @@ import transformers
 from .. import data
 from ..errors import ConfigError, Interrupted
 from ..metrics import write_records
+from ._about import about
 from ._base import quiet
 from ._best import Best
 from ._build import Network, add_bays, add_heads, bare, groups, method_bays
@@ -128,7 +129,7 @@ def write(
         records = predict(network, rows, progress=progress, what="Test", before=telling(recorder, by))
     seen = told(recorder, by, network.encoder.tokenizer) | {"over_time": run.seen.get("over_time", [])}
     seconds["test"] = time.perf_counter() - began
-    write_network(partial, run.network, run.tasks.known)
+    write_network(partial, network, run.tasks.known, about(run.config, network, run.tasks, records))
     write_records(partial / "predictions.jsonl", records)
     seconds["all"] = sum(seconds.values())
     write_json(partial / "run.json", facts(run, records, curve, command, seconds, seen))

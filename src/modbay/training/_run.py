@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -71,13 +72,15 @@ def unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + PARTIAL)
 
 
-def write_network(folder: Path, network: Network, known: Mapping[str, Any]) -> None:
-    """What is needed to use the modules, and the modules."""
+def write_network(
+    folder: Path, network: Network, known: Mapping[str, Any], about: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """What is needed to use the modules, and the modules. about: what their files say of them, by bay."""
     write_json(folder / "network.json", {"format": 1, "tasks": dict(known), "routes": network.routes.dump()})
     if isinstance(network.model, TextModel):
         write_standard(network.model, folder)
     for bay in bays(network.model).values():
-        bay.save(folder / "modules")
+        bay.save(folder / "modules", about=about.get(bay.state.name))
 
 
 def write_standard(model: TextModel, folder: Path) -> None:

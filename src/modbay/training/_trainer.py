@@ -141,4 +141,6 @@ def load_modules(model: nn.Module, folder: str | Path) -> None:
     """What `save_modules` wrote, into bays that are there: optimisers keep their references."""
     for bay in bays(model).values():
         if (Path(folder) / bay.state.name).is_dir():
+            before = dict(bay.state.about)
             bay.load(folder)
+            bay.state.about = before  # a checkpoint, which is soon gone, is no module's parent

@@ -14,6 +14,7 @@ from ...data import Row
 from ...errors import ConfigError, ProofError
 from ...metrics import write_records
 from ...routing import Skills
+from .._about import about
 from .._facts import facts
 from .._fit import Ready, atomic, finish, fit
 from .._new import Page, free
@@ -86,7 +87,8 @@ def extend(
     network, rows = going.ready.network, [*going.old, *going.came.splits.test]
     records = predict(network, rows, progress=progress, what="Test, old and new together")
     shutil.copyfile(asked.run.folder / "run.yaml", partial / "run.yaml")
-    write_network(partial, network, going.came.known)
+    new = about(going.ready.config, network, going.ready.tasks, records[len(going.old) :])
+    write_network(partial, network, going.came.known, new)
     write_records(partial / "predictions.jsonl", records)
     ways = [{"fixed": fixed, "config": one.dump()} for fixed, one in [*arrived(asked.run), (asked.fixed, asked.config)]]
     write_json(partial / ARRIVED, {"format": 1, "arrivals": ways})
