@@ -1,8 +1,7 @@
 """Loading: from what was read to the parameters of a bay, new or already there. All is checked, then all is copied."""
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..abstract import Site
-from ..aggregation import PerSite, WeightedSum
 from ..core import Session
-from ..errors import BaseMismatch, BayError, FileError, ModbayError, listed
+from ..errors import BayError, FileError, ModbayError, listed
 from ..seams import Fitting, Pairs, Place
 from ._composition import Composition
 from ._doors import composes, find_foreign, read_composition, read_foreign
 from ._files import inside
-from ._fingerprint import compare
 from ._foreign import Foreign
-from ._format import describe
-from ._places import find_places, site_record
-from ._read import BayFile, ModuleFile, fill, find_bays, fits, read_bay, read_module, whole
+from ._places import find_places
+from ._read import BayFile, ModuleFile, fill, find_bays, read_bay, read_module
 from ._setting import Setting, setting
-from ._write import bay_tensors, described, module_tensors, remember, unfolded
+from ._suits import bay_sources, made_elsewhere, module_sources, same_kinds, same_parts, same_sites, same_way
+from ._write import bay_tensors, module_tensors, remember, unfolded
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +56,8 @@ class _Saved(Plan):
     foreign: Mapping[str, str] = field(kw_only=True)
 
     def finish(self, fitting: Fitting) -> None:
-        sources = {file.name: _module(fitting, file) for file in self.file.modules.values()}
-        state = _state(fitting, self.file)
+        sources = {file.name: module_sources(fitting, file) for file in self.file.modules.values()}
+        state = bay_sources(fitting, self.file)
         for name, tensors in sources.items():
             fill(module_tensors(fitting, name), tensors, True)
         fill(bay_tensors(fitting), state, True)
@@ -105,7 +101,7 @@ def plans(
         return _strangers(model, strangers, Path(folder), name)
     out: list[Plan] = []
     for file in find_bays(folder, allow_nan):
-        foreign = _foreign(model, file.record["base"], file.modules.values(), base)
+        foreign = made_elsewhere(model, file.record["base"], file.modules.values(), base)
         places = find_places(model, file.sites, file.path)
         kinds = {module_name: module.kinds() for module_name, module in file.modules.items()}
         pairs = {key: [(places[site], kind) for site, kind in at.items()] for key, at in kinds.items()}
@@ -165,23 +161,23 @@ def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, 
             f"load: bay {fitting.state.name!r} has no modules {listed(file.name for file in new)}; its own are "
             f"{listed(own)}. add=True adds them; load(FOLDER, NAME) loads only those named."
         )
-    foreign = _foreign(fitting.model, bay and bay.record["base"], modules, base)
+    foreign = made_elsewhere(fitting.model, bay and bay.record["base"], modules, base)
     for file in modules:
-        _same_sites(fitting, file)
+        same_sites(fitting, file)
         if file not in new:
-            _same_kinds(fitting, file)
+            same_kinds(fitting, file)
     if names:
         bay = None
     if bay is not None:
-        _same_parts(fitting, bay)
+        same_parts(fitting, bay)
     before = list(own)
     try:
         for file in new:
             with making(fitting.model, file.path):
                 pairs = [(fitting.places[site], kind) for site, kind in file.kinds().items()]
                 fitting.plug(file.name, pairs, file.known)
-        sources = {file.name: _module(fitting, file) for file in modules}
-        state = {} if bay is None else _state(fitting, bay)
+        sources = {file.name: module_sources(fitting, file) for file in modules}
+        state = {} if bay is None else bay_sources(fitting, bay)
     except BaseException:
         for name in own[len(before) :]:
             fitting.unplug(len(before), name)
@@ -217,7 +213,7 @@ def _add(fitting: Fitting, there: Mapping[str, Path], folder: Path, names: Seque
                 f"load: bay {fitting.state.name!r} has no sites {listed(new)}, at which {file.name!r} has a module; "
                 f"mb.load(model, FOLDER, name=…) makes a bay of its own for it."
             )
-        _same_way(fitting, file)
+        same_way(fitting, file)
     before = len(own)
     try:
         for file in files:
@@ -235,20 +231,6 @@ def _add(fitting: Fitting, there: Mapping[str, Path], folder: Path, names: Seque
     fitting.rebuild()
 
 
-def _same_way(fitting: Fitting, file: Foreign) -> None:
-    """Raise BayError unless the bay puts modules together with the base as a strange one is."""
-    for site in file.kinds:
-        own = fitting.modulars[site].aggregator or fitting.state.aggregator
-        own = own.at(site) if isinstance(own, PerSite) else own
-        wanted = file.aggregators.get(site) or WeightedSum()
-        if file.gates or describe(own, site) != describe(wanted, site):  # type: ignore[arg-type]
-            what = "gates of its own" if file.gates else f"{type(wanted).__name__} as aggregator, as it was made with"
-            raise BayError(
-                f"load: module {file.name!r} needs {what} at {site!r}, and bay {fitting.state.name!r} has "
-                f"{type(own).__name__}; mb.load(model, FOLDER, name=…) makes a bay of its own for it."
-            )
-
-
 def _read(
     fitting: Fitting, folder: str | Path, names: Sequence[str], allow_nan: bool
 ) -> tuple[BayFile | None, list[ModuleFile]]:
@@ -264,116 +246,6 @@ def _read(
     if bay is None:
         return None, [read_module(path, name, allow_nan) for name in names]
     return bay, list(bay.modules.values())
-
-
-def _foreign(
-    model: nn.Module, whole_base: Mapping[str, Any] | None, modules: Iterable[ModuleFile], base: str
-) -> dict[str, str]:
-    """The modules that were made on another base, each with its digest; raises BaseMismatch unless base="any"."""
-    if base not in ("same", "any"):
-        raise BaseMismatch(
-            f'base={base!r}: "same" compares the base with that of the files; "any" loads onto any base.'
-        )
-    out, known = {}, {}
-    for file in modules:
-        theirs = file.record["base"]
-        digest = theirs["digest"]
-        if digest not in known:
-            full = whole_base if whole_base is not None and whole_base["digest"] == digest else theirs
-            try:
-                compare(full, model, f"module {file.name!r} in {file.path}")
-                known[digest] = False
-            except BaseMismatch:
-                if base != "any":
-                    raise
-                known[digest] = True
-        if known[digest]:
-            out[file.name] = digest
-        elif file.record.get("made_on"):
-            out[file.name] = file.record["made_on"]
-    return out
-
-
-def _same_sites(fitting: Fitting, file: ModuleFile) -> None:
-    """Raise FileError if the module sits at sites that the bay does not have, or that are others there."""
-    here = {site: site_record(place) for site, place in fitting.places.items() if site in file.sites}
-    there = {site: {k: v for k, v in said.items() if k != "kind"} for site, said in file.sites.items()}
-    wrong = [site for site, said in there.items() if here.get(site) != said]
-    if wrong:
-        said = here.get(wrong[0], "no site of this bay")
-        raise FileError(
-            f"{file.path}: {len(wrong)} sites are not those of bay {fitting.state.name!r}: {wrong[0]!r} is "
-            f"{there[wrong[0]]} in the file, and here {said}. Attach the bay where it was saved, or use mb.load."
-        )
-
-
-def _same_kinds(fitting: Fitting, file: ModuleFile) -> None:
-    """Raise FileError unless the module has the same kind at the same sites here and there."""
-    for site, modular in fitting.modulars.items():
-        part, said = modular.parts._modules.get(file.name), file.sites.get(site)
-        here = None if part is None else describe(part.kind, site)  # type: ignore[arg-type]
-        there = None if said is None else file.record["kinds"][said["kind"]]
-        if _what(here) != _what(there):
-            raise FileError(
-                f"{file.path}: module {file.name!r} is {_what(there) or 'nothing'} at {site!r} in the file, and "
-                f"{_what(here) or 'nothing'} here. Remove it from the bay and load with add=True, or take another file."
-            )
-
-
-def _same_parts(fitting: Fitting, bay: BayFile) -> None:
-    """Raise FileError unless router and aggregator are those of the file."""
-    for role in ("router", "aggregator"):
-        here, there = described(fitting, role), bay.record[role]
-        if (_what(here), here["per_site"]) != (_what(there), there.get("per_site")):
-            raise FileError(
-                f"{bay.path}/bay.json: the {role} is {_what(there)} (one a site: {there.get('per_site')}) in the "
-                f"file, and {_what(here)} ({here['per_site']}) here. Name modules to load them alone."
-            )
-
-
-def _what(said: Mapping[str, Any] | None) -> str:
-    """A kind, router or aggregator in words, without the file that defines it."""
-    if said is None:
-        return ""
-    return f"{said['class']}({', '.join(f'{key}={value!r}' for key, value in sorted(said['arguments'].items()))})"
-
-
-def _module(fitting: Fitting, file: ModuleFile) -> Mapping[str, Tensor]:
-    """A module's tensors, which fit those of the bay."""
-    targets, path = module_tensors(fitting, file.name), file.path / "module.safetensors"
-    fits(path, file.tensors, targets)
-    stored: dict[int, Tensor] = {}
-    for key, target in targets.items():
-        if stored.setdefault(id(target), file.tensors[key]) is not file.tensors[key]:
-            raise FileError(f"{path}: {key!r} is one tensor with another here, but the file has two. Save it again.")
-    whole(path, file.record)
-    return file.tensors
-
-
-def _state(fitting: Fitting, file: BayFile) -> Mapping[str, Tensor]:
-    """The tensors of routers and aggregators for the modules that the bay has now, in their order, by the names that
-    the file has them for."""
-    path, then, now = file.path / "bay.safetensors", file.record["names"], fitting.state.inventory.names
-    twins: dict[str, Any] = {}
-    routers: dict[str, tuple[Any, Site]] = {"router": (fitting.state.router, fitting.seen())}
-    routers |= {f"router/{site}": (m.router, m.site) for site, m in fitting.modulars.items()}
-    for prefix, (router, site) in routers.items():
-        if router is not None and list(router.names) != then:
-            twins[prefix] = (twin := copy.deepcopy(router), site)
-            twin.build(then, site)
-    wanted = dict(bay_tensors(fitting)) | {
-        f"{p}/{k}": v for p, (twin, _) in twins.items() for k, v in twin.state_dict().items()
-    }
-    fits(path, file.tensors, wanted)
-    if "sha256" in file.record:
-        whole(path, file.record)
-    sources = dict(file.tensors)
-    for prefix, (twin, site) in twins.items():
-        own = {f"{prefix}/{key}": value for key, value in twin.state_dict(keep_vars=True).items()}
-        fill(own, sources)
-        twin.build(now, site)
-        sources |= {f"{prefix}/{key}": value for key, value in twin.state_dict().items()}
-    return sources
 
 
 def _mark(fitting: Fitting, file: ModuleFile, foreign: Mapping[str, str], new: bool) -> None:
