@@ -217,7 +217,7 @@ def test_modules_act_and_learn(base, kind):
 
 @pytest.mark.parametrize("base", BASES)
 def test_what_reads_the_weight_is_refused(base):
-    for kind in (mb.DoRA(2), mb.LoRA(2, start="pissa"), mb.SparseDelta(0.1), mb.Full()):
+    for kind in (mb.DoRA(2), mb.LoRA(2, start="pissa"), mb.SparseDelta(0.1), mb.Grid(2, 2), mb.Full()):
         net = BASES[base]()
         with pytest.raises(CompositionError, match=r"quantised|no parameters"):
             mb.attach(net, "0", {"a": kind})
@@ -446,3 +446,63 @@ def test_between_two_ways_of_quantising(tmp_path, caplog):
     saved(Net(gptq(), "a/folder", None), local)
     with pytest.raises(BaseMismatch, match=r"quantised otherwise"):
         mb.load(Net(awq(), "a/folder", None), local)
+
+
+@pytest.mark.parametrize("kind", [mb.DenseDelta(), mb.Intrinsic(8), mb.LoKr()], ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("base", BASES)
+def test_updates_have_the_shape_of_the_weight_as_it_acts(base, kind):
+    """bitsandbytes packs it into one column, GPTQ has none of that name."""
+    net = BASES[base]()
+    bay = trained(mb.attach(net, ["0", "2"], {"a": kind}))
+    plainly = bay.use(None) and net(X)
+    out = bay.use("a") and net(X)
+    assert not torch.allclose(out, plainly)
+    bay.fold("a", dequantise=True)
+    assert float((net(X) - out).norm() / out.norm()) < ROUND.get(base, 1e-5)
+
+
+@pytest.mark.parametrize("base", [base for base in BASES if base != "little"])  # whose tensors can't be cut
+def test_exports_that_need_the_weight_are_refused(base, tmp_path):
+    net = Net(BASES[base]())
+    bay = trained(
+        mb.attach(net, "body.2", {"a": mb.LoRA(2), "b": mb.IA3(), "c": mb.IA3(), "d": mb.LoKr(), "e": mb.LoKr(2)})
+    )
+    assert set(bay.export(tmp_path / "a", "a", format="lora").values()) == {0.0}  # the update is the whole of it
+    with pytest.raises(CompositionError, match=r"IA3 changes is told by the weight, .* is quantised"):
+        bay.export(tmp_path / "b", "b", format="lora")
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(CompositionError, match=r"weight is quantised \(.*mb.dequantise\(model\)"):
+        bay.merge("m", ["b", "d"])
+    mb.dequantise(net)
+    assert max(bay.export(tmp_path / "b", "b", format="lora", error=0.9).values()) < 0.9
+
+
+def test_a_layer_of_gptqmodel():
+    """The real one, in float32 on the host, beside the definition that the stand-in is written by."""
+    pytest.importorskip("gptqmodel")
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+
+    for act_order in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Linear(64, 64)
+        made = Gptq(layer, 4, 16, version=2, act_order=act_order)
+        real = TorchLinear(
+            bits=4, group_size=16, sym=False, desc_act=act_order, in_features=64, out_features=64, bias=True
+        )
+        real.load_state_dict({name: t.half() if t.is_floating_point() else t for name, t in made.state_dict().items()})
+        with torch.compiler.set_stance("force_eager"):
+            real.post_init()
+            net = nn.Sequential(real.eval())
+            before = net(X)
+            assert_close(before, made(X), atol=2e-3, rtol=2e-3)  # its scales are float16
+            bay = trained(mb.attach(net, "0", {"a": mb.LoRA(2), "b": mb.Bottleneck(4)}))
+            out = net(X, modules=["a", "b", None, "a", "b"])
+            assert torch.equal(out[2], before[2]) and not torch.allclose(out[0], before[0])
+            bay.remove("b")
+            alone = bay.use("a") and net(X)
+            bay.fold("a", dequantise=True)
+            assert_close(net(X), alone, atol=1e-5, rtol=1e-4)
+            bay.unfold()
+            assert torch.equal(net(X), alone) and fingerprint(Net(net))["dtypes"] == ["packed"]
+            bay.detach()
+            assert torch.equal(net(X), before) and type(net[0]) is TorchLinear

@@ -9,6 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +43,15 @@ class Site:
 
     @property
     def bias(self) -> Tensor | None:
-        return getattr(self.module, "bias", None)
+        bias = getattr(self.module, "bias", None)
+        return bias() if isinstance(bias, MethodType) else bias  # of torch's own quantised layers
+
+    @property
+    def shape(self) -> torch.Size:
+        """The weight's, as it acts: a quantised linear layer packs it, and may have none of that name."""
+        sides = [getattr(self.module, side, None) for side in ("out_features", "in_features")]
+        told = self.form == "linear" and all(isinstance(n, int) for n in sides)
+        return torch.Size(sides) if told else self.weight.shape  # type: ignore[arg-type]
 
     def features(self, side: str) -> int:
         """The number of features at the site's "inputs" or "outputs"; raises CompositionError if it can't be told."""

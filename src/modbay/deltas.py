@@ -17,8 +17,7 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
     """The site's linear map, without bias, by another weight in its own layout; for one module, or a group of them."""
-    base: Tensor = site.weight
-    if weight.ndim > base.ndim and site.form not in ("linear", "transposed"):
+    if site.form not in ("linear", "transposed") and weight.ndim > site.weight.ndim:
         return torch.func.vmap(lambda w, v: act(site, w, v))(weight, x)
     if site.form == "linear":
         return linear(x, weight)

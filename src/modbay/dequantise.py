@@ -103,6 +103,13 @@ def report(verb: str, done: Mapping[str, Unpacked]) -> None:
                     "(%r).", verb, len(done), done[worst].error, worst)  # fmt: skip
 
 
+def held(module: nn.Module, name: str) -> Tensor | None:
+    """A layer's weight or bias as a tensor, which torch's own quantised layers keep behind a call."""
+    tensor: Any = getattr(module, name, None)
+    tensor = tensor() if callable(tensor) and not isinstance(tensor, Tensor) else tensor
+    return tensor if isinstance(tensor, Tensor) else None
+
+
 def linear(module: nn.Module) -> bool:
     """Whether a layer says that it maps features to features, as Linear does and quantised ones that resemble it."""
     return all(isinstance(getattr(module, side, None), int) for side in ("in_features", "out_features"))
@@ -123,14 +130,14 @@ def _can(name: str, module: nn.Module, verb: str) -> None:
 
 def _values(module: nn.Module, was: type, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """(W, b) in floats, without its bias seen: rounded beside it, small weights would lose their digits."""
-    packed, bias = (_said(getattr(module, name, None)) for name in ("weight", "bias"))
+    packed, bias = held(module, "weight"), held(module, "bias")
     bias = None if bias is None else bias.detach().to(dtype)
     if packed is not None and (packed.is_floating_point() or packed.is_quantized):
         return packed.dequantize().detach().to(dtype), bias
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     inputs: int = module.in_features  # type: ignore[assignment]
     tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-    own: dict[str, Any] = next((table for table in tables if table.get("bias") is not None), {})
+    own: Any = next((table for table in tables if table.get("bias") is not None), {})
     hidden = own.get("bias")
     zero = torch.zeros(1, inputs, dtype=dtype, device=device)
     with torch.no_grad():
@@ -144,12 +151,6 @@ def _values(module: nn.Module, was: type, dtype: torch.dtype) -> tuple[Tensor, T
             if hidden is not None:
                 own["bias"] = hidden
     return (torch.cat(parts) - offset).mT.to(dtype).contiguous(), bias
-
-
-def _said(tensor: Any) -> Tensor | None:
-    """A weight or a bias, which torch's own quantised layers keep behind a call."""
-    tensor = tensor() if callable(tensor) and not isinstance(tensor, Tensor) else tensor
-    return tensor if isinstance(tensor, Tensor) else None
 
 
 def _tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

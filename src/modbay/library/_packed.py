@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core import quantised
+from ..dequantise import held
 
 # gptqmodel's kernels move the zero points between versions 1 and 2 of the format, in place.
 MOVED = ("qzeros",)
@@ -38,19 +39,14 @@ def packed(body: nn.Module) -> dict[str, Packed]:
 
 
 def _weight(module: Any) -> list[Tensor]:
-    weight: Any = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.is_floating_point():  # torchao's tensors have no bytes to be seen
+    weight = held(module, "weight")
+    if weight is not None and (weight.is_floating_point() or weight.is_quantized):  # they have no bytes to be seen
         return [weight.dequantize()]
-    if callable(weight) and not isinstance(weight, Tensor):
-        return [weight().dequantize()]
     own: dict[str, Any] = {**module._parameters, **module._buffers}
     passing = {*MOVED, "bias", *module._non_persistent_buffers_set}
     return [own[name] for name in sorted(own) if own[name] is not None and name not in passing]
 
 
-def _bias(module: Any) -> list[Tensor]:
-    if module._parameters.get("bias") is not None:
-        return []
-    bias: Any = getattr(module, "bias", None)
-    bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
-    return [] if bias is None else [bias]
+def _bias(module: nn.Module) -> list[Tensor]:
+    bias = held(module, "bias")
+    return [] if bias is None or module._parameters.get("bias") is not None else [bias]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core import Part
+from ..core import Part, base_type, quantised
 from ..errors import CompositionError
 from ..fold import leaves, part_delta
 from ..modules import Full
@@ -48,6 +48,12 @@ def as_lora(place: Place, part: Part, rank: int | None = None, error: float = 0.
     if "weight" in own:
         weight, bias = own["weight"], own.get("bias")
     else:  # offsets, scales and sparse entries, materialised
+        if quantised(place.target, site.parameter):
+            raise CompositionError(
+                f"at site {site.name!r}: what {type(part.kind).__name__} changes is told by the weight, and that of "
+                f"this {base_type(place.target).__name__} is quantised, so that no LoRA can be made of it. "
+                f"mb.dequantise(model) before; or serve it with modbay."
+            )
         pairs = [leaf.dense(view) for leaf in leaves(part_delta(part, 1.0, view))]
         weight = sum((w for w, _ in pairs[1:]), start=pairs[0][0])
         biases = [b for _, b in pairs if b is not None]

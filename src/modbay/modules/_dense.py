@@ -50,7 +50,7 @@ class DenseDelta(ParameterComposition):
 
 def _shape(site: Site) -> tuple[int, ...]:
     """The weight's, where the site is a slice of its outputs, that slice's."""
-    shape = site.weight.shape
+    shape = site.shape
     if site.form in ("transposed", "embedding"):
         return (*shape[:-1], site.features("outputs"))
     return tuple(shape) if site.form == "experts" else (site.features("outputs"), *shape[1:])

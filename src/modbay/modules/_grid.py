@@ -15,7 +15,7 @@ from ..abstract import ParameterComposition, Site
 from ..deltas import Mask
 from ..errors import CompositionError
 from ..types import Params
-from ._common import positive
+from ._common import positive, weighted
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Grid(ParameterComposition):
                     f"Grid at site {site.name!r} ({type(site.module).__name__}): only the weight of one linear map is "
                     f"gated. Attach at the Linear or Conv1D inside it."
                 )
+            weighted(site, "Grid")
             inputs, outputs = site.features("inputs"), site.features("outputs")
             if outputs % self.rows or inputs % self.columns:
                 raise CompositionError(

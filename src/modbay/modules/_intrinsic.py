@@ -118,7 +118,7 @@ def _shapes(site: Site) -> tuple[tuple[int, ...], int | None]:
             f"Intrinsic at site {site.name!r} ({type(site.module).__name__}): there is no weight to update. Attach at "
             f"the Linear, Conv1D, Conv or Embedding inside it."
         )
-    shape = tuple(site.weight.shape)
+    shape = tuple(site.shape)
     if shape[-1 if site.form in ("transposed", "embedding") else 0] != site.outputs:
         raise CompositionError(
             f"Intrinsic at site {site.name!r}: a slice of an output has no weight of its own. Attach at the whole "

@@ -129,7 +129,7 @@ def lokr(draft: Draft, sites: Mapping[str, Kind]) -> None:
 
 def _ranks(draft: Draft, sites: Mapping[str, Any]) -> None:
     """r and alpha of LoHa and LoKr. peft divides by r, which is large where modbay's factors are whole."""
-    whole = {site: kind.rank or max(draft.places[site].site.weight.shape) for site, kind in sites.items()}
+    whole = {site: kind.rank or max(draft.places[site].site.shape) for site, kind in sites.items()}
     factors = {site: (1.0 if kind.alpha is None else kind.alpha / (kind.rank or 1)) for site, kind in sites.items()}
     (rank, ranks), (alpha, alphas) = draft.pattern(whole), draft.pattern({s: factors[s] * whole[s] for s in sites})
     draft.config |= {"r": rank, "alpha": alpha, "rank_pattern": ranks, "alpha_pattern": alphas,
