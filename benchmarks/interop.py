@@ -4,8 +4,9 @@
 
 peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at
 first, in float32, on tiny random models whose modules are far from where they start. The cases are those of
-tests/test_peft_files.py. PYTHON is one with adapters 1.3 (and its older transformers): it loads what modbay writes of
-the checkpoints in tests/fixtures/adapters, which adapters wrote before (benchmarks/_adapters_files.py).
+tests/test_peft_files.py and tests/test_poly_files.py. PYTHON is one with adapters 1.3 (and its older transformers): it
+loads what modbay writes of the checkpoints in tests/fixtures/adapters, which adapters wrote before
+(benchmarks/_adapters_files.py).
 """
 
 import argparse
@@ -25,6 +26,7 @@ import modbay as mb
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import test_adapters_files as strange
+import test_poly_files as several
 from test_peft_files import CASES, peft, run, trained
 
 HEAD = """# Checkpoints of other libraries
@@ -59,9 +61,11 @@ module moves the base's logits. Written by `python benchmarks/interop.py`; {wher
 """
 TAIL = """
 Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys
-are turned back, which is the same; where positions are learned there is no equal, and they are refused. VeRA's
-matrices are peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file: what
-it gave is a prompt.
+are turned back, which is the same; where positions are learned, as in GPT-2, `mb.Shift` at their table does it; models
+that find them otherwise (OPT) are refused. In a batch of several modules positions must come with a row an example,
+`position_ids=`. peft itself has no prefixes at encoders that classify (BERT) with transformers 5. VeRA's matrices are
+peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file: what it gave is a
+prompt.
 
 peft's own tests run unchanged on modbay's modules (`python benchmarks/peft_tests.py`): peft makes each adapter,
 modbay reads it, and its first output is compared with peft's. Of the 38 in `test_mixed.py` (LoRA, LoHa, LoKr and
@@ -129,6 +133,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row(name, Path(folder)))
             print(rows[-1], flush=True)
+    for name in several.CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(row_of_tasks(name, Path(folder)))
+            print(rows[-1], flush=True)
     others = with_adapters(given.adapters) if given.adapters else []
     print(*others, sep="\n", flush=True)
     if given.out:
@@ -149,6 +157,21 @@ def row(name: str, folder: Path) -> str:
     kinds = dict.fromkeys(type(part.kind).__name__ for part in parts)
     errors = [float((run(model) - wanted).abs().max()) for model in (ours, again, last, base)]
     return f"| {name} | {' | '.join(f'{e:.0e}' for e in errors[:3])} | {errors[3]:.2g} | {', '.join(kinds)} |"
+
+
+def row_of_tasks(name: str, folder: Path) -> str:
+    """Several modules and a router, in a batch of several tasks."""
+    wanted = several.theirs(several.CASES[name](), folder / "theirs")
+    ours, last = several.base(), several.base()
+    bay = mb.load(ours, folder / "theirs")["peft"]
+    bay.export(folder / "ours")
+    again = peft.PeftModel.from_pretrained(several.base(), folder / "ours").eval()
+    mb.load(last, folder / "ours")
+    with torch.no_grad():
+        changed = float((several.base()(input_ids=several.IDS).logits - wanted).abs().max())
+    errors = [float((several.logits(model) - wanted).abs().max()) for model in (ours, again, last)]
+    kinds = dict.fromkeys(type(p.kind).__name__ for one in bay.modulars.values() for p in one.order if p is not None)
+    return f"| {name} | {' | '.join(f'{e:.0e}' for e in errors)} | {changed:.2g} | {', '.join(kinds)} |"
 
 
 if __name__ == "__main__":

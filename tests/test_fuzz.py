@@ -52,6 +52,17 @@ def peft_folder(folder):
     return net
 
 
+def poly_folder(folder, case="poly"):
+    """Skills and a router of tasks."""
+    there = pytest.importorskip("test_poly_files")
+    there.theirs(there.CASES[case](), folder)
+    return there.base()
+
+
+def multitask_folder(folder):
+    return poly_folder(folder, "multitask prompts")
+
+
 def adapters_folder(folder, name="bert-fuse"):
     """A setup: two modules, and a fusion of them."""
     there = pytest.importorskip("test_adapters_files")
@@ -97,6 +108,8 @@ def read_checkpoint(net, folder):
 MAKERS = {
     "bay": (bay_folder, load_bay),
     "peft": (peft_folder, load_bay),
+    "poly": (poly_folder, load_bay),
+    "multitask": (multitask_folder, load_bay),
     "adapters": (adapters_folder, load_bay),
     "adapters-bin": (adapters_bin_folder, load_bay),
     "sft": (sft_folder, load_bay),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import modbay as mb
-from modbay.errors import BayError, CompositionError, FileError
+from modbay.errors import BayError, CallError, CompositionError, FileError, SiteError
 
 transformers = pytest.importorskip("transformers")
 with warnings.catch_warnings():
@@ -36,6 +36,13 @@ def gpt2():
 
 def bert():
     return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))
+
+
+def opt():
+    config = transformers.OPTConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32
+    )
+    return transformers.OPTForCausalLM(config)
 
 
 def t5():
@@ -148,6 +155,7 @@ CASES = {
     "prompt and head": (bert, lambda: peft.PromptTuningConfig(**PROMPT, **HEAD)),
     "p-tuning": (llama, lambda: peft.PromptEncoderConfig(**PROMPT, task_type="CAUSAL_LM", encoder_hidden_size=16)),
     "prefix": (llama, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
+    "prefix at GPT-2": (gpt2, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
     "prefix, projected": (
         llama,
         lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM", prefix_projection=True, encoder_hidden_size=8),
@@ -379,13 +387,50 @@ def test_what_is_refused(name, tmp_path):
 
 
 def test_a_prefix_that_has_no_equal(tmp_path):
-    """Where positions are learned, peft's text begins at another one."""
+    """OPT finds its learned positions in its own way, and peft's text begins at another one."""
     torch.manual_seed(0)
-    base = gpt2().eval()
+    base = opt().eval()
     config = peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")
     peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
-    with pytest.raises(FileError, match="begins at position 5"):
+    with pytest.raises(FileError, match=r"begins at position 5.*can't be shifted"):
         mb.load(base, tmp_path)
+    bay = mb.attach(gpt2(), mb.role.attention, {"de": mb.Prefix(3)})
+    with pytest.raises(CompositionError, match=r"mb\.Shift\(3\)"):
+        bay.export(tmp_path / "out")
+
+
+def test_positions_are_shifted_by_example(tmp_path):
+    base, wanted = trained("prefix at GPT-2", tmp_path / "guest")
+    with torch.no_grad():
+        bare = base(IDS).logits
+        mb.load(base, tmp_path / "guest")["peft"].use(["guest", None])
+        rows = torch.arange(IDS.shape[1]).expand_as(IDS)
+        mixed = base(IDS, position_ids=rows).logits
+        torch.testing.assert_close(mixed, torch.stack([wanted[0], bare[1]]), **CLOSE)
+        with pytest.raises(SiteError, match="not the examples of the batch"):
+            base(IDS)
+        mb.bays(base)["peft"].save(tmp_path / "own")
+        mb.bays(base)["peft"].detach()
+        mb.load(base, tmp_path / "own")["peft"].use("guest")
+        torch.testing.assert_close(base(IDS).logits, wanted, **CLOSE)
+        generated = base.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
+        for n in range(IDS.shape[1], generated.shape[1]):  # what is cached does not move the text
+            assert base(generated[:, :n]).logits[0, -1].argmax() == generated[0, n]
+
+
+def test_a_shifted_text_that_does_not_fit():
+    model = gpt2().eval()
+    with pytest.raises(CompositionError, match="64 positions"):
+        mb.attach(gpt2(), "*wpe", {"de": mb.Shift(64)})
+    with pytest.raises(CompositionError, match="LayerNorm"):
+        mb.attach(gpt2(), "*ln_f", {"de": mb.Shift(2)})
+    bay = mb.attach(model, "*wpe", {"de": mb.Shift(60)}).use("de")
+    with torch.no_grad(), pytest.raises(CallError, match="cut it at 4"):
+        model(IDS)
+    with torch.no_grad():
+        shifted = model(IDS[:, :4]).logits
+        bay.detach()
+        torch.testing.assert_close(shifted, model(IDS[:, :4], position_ids=torch.arange(60, 64)[None]).logits)
 
 
 def test_another_base_is_told(tmp_path, caplog):

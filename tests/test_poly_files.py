@@ -67,9 +67,9 @@ def logits(model, tasks=TASKS):
 
 CASES = {
     "poly": lambda: poly(1),
-    "multi-head routing": poly,
+    "poly, multi-head": poly,
     "multitask prompts": prompts,
-    "of rank one": lambda: prompts(1),
+    "multitask prompts, rank one": lambda: prompts(1),
 }
 
 

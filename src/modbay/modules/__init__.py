@@ -28,6 +28,7 @@ from ._norm import Norm as Norm
 from ._prefix import Prefix as Prefix
 from ._prompt import Prompt as Prompt
 from ._residual import ResidualAdapter as ResidualAdapter
+from ._shift import Shift as Shift
 from ._sparse import SparseDelta as SparseDelta
 from ._squeeze_excite import SqueezeExcite as SqueezeExcite
 from ._subnetwork import SubNetwork as SubNetwork

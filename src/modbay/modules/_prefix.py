@@ -41,11 +41,12 @@ class Prefix(InputComposition):
     only serves to train. heads, head_dim: of the keys, read from the module unless given.
     The official code of an encoder-decoder has tokens P' and W_down apart for its three attentions: say so by three
     kinds, {"encoder.*": mb.Prefix(…), "decoder.*SelfAttention": mb.Prefix(…), …}.
-    The text's positions start at 0; in peft they start at n, so that a prefix trained there must have its keys turned
-    back by n steps under rotary positions, and has no equal under learned ones. A module that runs several times in a
-    pass (ALBERT's) has one prefix for all of them. A prefix has no position, so that under rotary positions the text's
-    own must not depend on padding: with padding on the left, pass position_ids, as generate does. Attention weights
-    that are asked for have n more columns. Raises CompositionError where a module has no heads to be read.
+    The text's positions start at 0; in peft they start at n: under rotary positions a prefix that was trained there has
+    its keys turned back by n steps, which is the same; where positions are learned, `Shift(n)` at their table is. A
+    module that runs several times in a pass (ALBERT's) has one prefix for all of them. A prefix has no position, so
+    that under rotary positions the text's own must not depend on padding: with padding on the left, pass position_ids,
+    as generate does. Attention weights that are asked for have n more columns. Raises CompositionError where a module
+    has no heads to be read.
     """
 
     batched: ClassVar[bool] = True

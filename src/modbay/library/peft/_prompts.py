@@ -1,13 +1,13 @@
 """peft's prompts and prefixes: all of them lie in one tensor, under a bare name."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import FileError
-from ...modules import Prefix, Prompt
+from ...core import base_type
+from ...errors import FileError, listed
+from ...modules import Prefix, Prompt, Shift
 from ...seams import find_roles, named
 from ._source import TENSORS, Source
 
@@ -40,7 +40,7 @@ def prefix(source: Source) -> None:
     """P (n, 2 L heads d): layer l's keys are at 2 l, its values at 2 l + 1.
 
     peft's text begins at position n. Under rotary positions keys are turned back by n steps, which is the same; where
-    positions are learned there is no equal.
+    positions are learned they are shifted.
     """
     table, sites = _embeddings(source), attentions(source.model)
     n, layers = len(table), int(source.number("num_layers", len(sites)))
@@ -48,7 +48,10 @@ def prefix(source: Source) -> None:
         raise FileError(f"{source.path}: it has prefixes for {layers} layers, and this model {len(sites)} attentions.")
     heads = int(source.number("num_attention_heads", 1))
     parts = table.view(n, layers, 2, heads, -1).unbind(1)
-    turn = turned(source.model, n, True, source.path)
+    turn = turned(source.model, n, True)
+    table_of_positions = positions(source.model, f"{source.path}: its text begins at position {n}, and this model")
+    if table_of_positions is not None:
+        source.keep(table_of_positions, Shift(n))
     for site, own in zip(sites, parts, strict=True):
         keys, values = own.permute(1, 2, 0, 3)  # (heads, n, d)
         source.keep(site, Prefix(n), prefix=torch.stack([turn(keys), values]))
@@ -59,16 +62,23 @@ def attentions(model: nn.Module) -> list[str]:
     return list(find_roles(model)["attention"])
 
 
-def turned(model: nn.Module, n: int, back: bool, what: Path | str) -> Callable[[Tensor], Tensor]:
+def positions(model: nn.Module, what: str) -> str | None:
+    """The name of the table of learned positions, if the model has one; FileError where it is looked up otherwise than
+    by positions alone, or where there are several."""
+    found = {
+        name: module
+        for name, module in named(model).items()
+        if name.rpartition(".")[2] in LEARNED and isinstance(module, nn.Embedding)
+    }
+    if len(found) > 1 or any(base_type(module) is not nn.Embedding for module in found.values()):
+        raise FileError(f"{what} finds its positions in a way that can't be shifted ({listed(found)}).")
+    return next(iter(found), None)
+
+
+def turned(model: nn.Module, n: int, back: bool) -> Callable[[Tensor], Tensor]:
     """What makes of a key (heads, n, d) at the place where peft has it one that has no position; or, not `back`, of
-    one that has none one for peft. Raises FileError where positions are learned."""
+    one that has none one for peft."""
     modules = {name.rpartition(".")[2]: module for name, module in named(model).items()}
-    if any(isinstance(modules.get(name), nn.Embedding) for name in LEARNED):
-        raise FileError(
-            f"{what}: under peft the text begins at position {n}, behind the prefix, and this model has learned its "
-            f"positions: no prefix there is equal to one here. A prefix that modbay trains (mb.Prefix({n})) has its "
-            f"text begin at 0; bay.save keeps it."
-        )
     rotary = modules.get("rotary_emb")
     if rotary is None:
         return lambda keys: keys

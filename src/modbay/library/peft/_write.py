@@ -21,6 +21,7 @@ from ...modules import (
     Norm,
     Prefix,
     Prompt,
+    Shift,
     VeRA,
 )
 from ...seams import Fitting, named
@@ -175,7 +176,7 @@ METHODS: dict[tuple[type, ...], str] = {
     (IA3,): "IA3",
     (Norm,): "LN_TUNING",
     (Prompt, EncodedPrompt): "PROMPT_TUNING",
-    (Prefix,): "PREFIX_TUNING",
+    (Prefix, Shift): "PREFIX_TUNING",
 }
 WRITERS: dict[str, Callable[[Draft, Mapping[str, Kind]], None]] = {
     "LORA": _write_weights.lora,

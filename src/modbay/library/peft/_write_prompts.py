@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from ...abstract import Context, Kind
-from ...modules import Prompt
+from ...modules import Prompt, Shift
 from ._draft import Draft
-from ._prompts import attentions, turned
+from ._prompts import attentions, positions, turned
 
 
 def prompt(draft: Draft, sites: Mapping[str, Kind]) -> None:
@@ -23,10 +23,21 @@ def prompt(draft: Draft, sites: Mapping[str, Kind]) -> None:
 
 def prefix(draft: Draft, sites: Mapping[str, Kind]) -> None:
     order = attentions(draft.model)
+    shifted = {site: kind.by for site, kind in sites.items() if isinstance(kind, Shift)}
+    sites = {site: kind for site, kind in sites.items() if site not in shifted}
     if set(order) != set(sites) or len({draft.params[site]["prefix"].shape for site in sites}) > 1:
         raise draft.refuse(next(iter(sites)), "prefixes are not at every attention alike, as peft's are")
     n = draft.params[order[0]]["prefix"].shape[2]
-    turn = turned(draft.model, n, False, f"export of module {draft.name!r} as peft")
+    at = positions(draft.model, f"export of module {draft.name!r} as peft: this model")
+    if shifted != ({} if at is None else {at: n}):
+        raise draft.refuse(
+            at or next(iter(shifted)),
+            f"positions are learned, and under peft the text begins at {n}, behind the prefix, as mb.Shift({n}) there "
+            f"has it; without, no prefix of peft's is equal to this one"
+            if at is not None
+            else "there is mb.Shift, and peft shifts no such table",
+        )
+    turn = turned(draft.model, n, False)
     parts = []
     for site in order:
         keys, values = draft.params[site]["prefix"]
