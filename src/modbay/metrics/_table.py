@@ -178,7 +178,9 @@ def _means(found, to) -> dict[tuple[str, str, str, str], Sample]:
 
 
 def quantiles(draws: np.ndarray, level: float) -> tuple[float, float]:
-    """The percentile interval; draws in which the metric is not defined don't count."""
+    """The percentile interval; draws in which the metric is not defined don't count. Without any it is NaN."""
+    if np.isnan(draws).all():
+        return float("nan"), float("nan")
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

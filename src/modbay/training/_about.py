@@ -1,5 +1,6 @@
 """What a run's modules say of their making, so that a library finds them: what for, on what, and how well they do."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def _labels(rows: Sequence[Row], by: Iterable[str]) -> dict[str, list[str]]:
 def _metrics(records: Sequence[Record], kinds: Mapping[str, str]) -> dict[str, float]:
     """The means over tasks stand last in the table, and take the place of theirs."""
     cells = metrics.table(records, kinds, (), draws=1) if records else []
-    return {cell.metric: round(cell.estimate, 6) for cell in cells if cell.label == ""}
+    return {cell.metric: round(cell.estimate, 6) for cell in cells if cell.label == "" and math.isfinite(cell.estimate)}
 
 
 def _file(said: Mapping[str, Any]) -> dict[str, Any]:
