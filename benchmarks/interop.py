@@ -51,6 +51,10 @@ neighbouring features by rotary positions; what llama.cpp passes over or can't l
 fused experts, models whose weights it reshapes) is refused. Of Llama, Mistral, Qwen2 and Qwen3, llama.cpp itself tells
 the same log-probabilities as modbay to 5e-6 with such a file (`python benchmarks/llama_cpp.py PYTHON`).
 
+Modules act on bases that bitsandbytes, torchao, GPTQ or AWQ quantised, as transformers loads them. What needs the
+weight in floats is refused there unless it is asked for: `bay.fold(NAME, dequantise=True)`, `modbay fold --dequantise`
+and `mb.dequantise(model)` make a Linear of what each layer does, and tell by how much it acts otherwise.
+
 ## Round trips with peft
 
 The largest absolute difference of logits from peft's own: peft → modbay, → peft, → modbay. `changed`: how far the
