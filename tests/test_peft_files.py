@@ -418,6 +418,19 @@ def test_positions_are_shifted_by_example(tmp_path):
             assert base(generated[:, :n]).logits[0, -1].argmax() == generated[0, n]
 
 
+def test_padding_keeps_its_position():
+    """RoBERTa's has one of its own."""
+    torch.manual_seed(0)
+    model = transformers.RobertaModel(transformers.RobertaConfig(**SMALL, pad_token_id=1)).eval()
+    ids = torch.tensor([[3, 8, 9, 4], [5, 6, 1, 1]])
+    mask = (ids != 1).long()
+    places = torch.where(ids == 1, 1, torch.arange(2, 6) + 3)
+    with torch.no_grad():
+        wanted = model(ids, mask, position_ids=places).last_hidden_state
+        mb.attach(model, "*position_embeddings", {"de": mb.Shift(3)}).use("de")
+        torch.testing.assert_close(model(ids, mask).last_hidden_state, wanted)
+
+
 def test_a_shifted_text_that_does_not_fit():
     model = gpt2().eval()
     with pytest.raises(CompositionError, match="64 positions"):

@@ -3,14 +3,15 @@
 import glob
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..abstract import Aggregator, Kind
-from ..errors import FileError, MatchError
+from ..errors import FileError, MatchError, ModbayError
 from ..seams import At, Pairs, at, part, places, span
 from ..types import Params
 from ._read import fill, fits
@@ -65,6 +66,20 @@ class Foreign:
                 "%s was made on %r, and this model is %r: %s keeps no fingerprint of the base, so that only the names "
                 "can be compared.", self.path, self.base, here, self.format,
             )  # fmt: skip
+
+
+@contextmanager
+def together(path: Path, whose: str) -> Iterator[None]:
+    """While tensors are read that their file describes: what goes wrong is the file's fault, and a FileError."""
+    try:
+        yield
+    except ModbayError:
+        raise
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise FileError(
+            f"{path}: its contents do not go together as {whose} do ({type(error).__name__}: {str(error)[:200]}). "
+            f"It was changed by hand, is damaged, or is of another version."
+        ) from error
 
 
 def _what(site: str, width: int | None) -> At:

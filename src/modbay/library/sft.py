@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..abstract import Kind
 from ..core import describe
-from ..errors import FileError, ModbayError
+from ..errors import FileError
 from ..modules import BitFit, Full, Norm, SparseDelta
 from ..seams import named
 from ..types import Params
 from ._files import inside
-from ._foreign import Foreign
+from ._foreign import Foreign, together
 from ._pickles import unpickled
 
 LOG = logging.getLogger("modbay")
@@ -32,7 +32,7 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
     """The module that a folder of composable-sft's holds, for this model."""
     path = inside(folder, DIFF)
     held = unpickled(path, numbers=True)
-    try:
+    with together(path, "composable-sft's"):
         changes = _changes(path, held.get("diffs") or {}, model)
         kinds: dict[str, Kind] = {}
         found: dict[str, Params] = {}
@@ -42,13 +42,6 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
             if site in kinds:
                 raise FileError(f"{path}: {site!r} has differences, and values beside them.")
             kinds[site], found[site] = Full(), own
-    except ModbayError:
-        raise
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise FileError(
-            f"{path} is not as composable-sft writes it ({type(error).__name__}: {str(error)[:200]}): damaged, or of "
-            f"another version."
-        ) from error
     if not kinds:
         raise FileError(f"{path} changes nothing of this {type(model).__name__}.")
     return Foreign(name, folder, "sft", kinds, found)

@@ -17,7 +17,7 @@ from ..types import Params
 class Shift(Replacement):
     """f(t + n) instead of f(t), f a table of learned positions: the text begins at position n.
 
-        mb.attach(bert, {"*.attention.self": mb.Prefix(8), "*position_embeddings": mb.Shift(8)}, …)
+        mb.attach(gpt2, modules={"de": {"*.attn": mb.Prefix(8), "*wpe": mb.Shift(8)}})
 
     by: n. It has no parameters. Padding that has a position of its own (`padding_idx`, RoBERTa's) keeps it. peft has
     texts begin behind their prefix; modbay's `Prefix` leaves them where they are, and reads one of peft's as both.

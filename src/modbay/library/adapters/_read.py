@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import FileError, ModbayError, listed
-from .._foreign import Foreign
+from ...errors import FileError, listed
+from .._foreign import Foreign, together
 from . import _bottlenecks, _prompts, _weights
 from ._heads import heads
 from ._source import CONFIG, Source, open_source
@@ -29,20 +29,13 @@ READERS: dict[str, Callable[[Source, Mapping[str, Any]], None]] = {
 def read(folder: Path, name: str, model: nn.Module) -> Foreign:
     """The module that a folder of adapters' holds, for this model."""
     source = open_source(folder, model)
-    try:
+    with together(folder, "adapters 1.3's"):
         source.shared |= {key: t for own in source.take("shared_parameters").values() for key, t in own.items()}
         for method in _methods(source):
             READERS[method.get("architecture") or "bottleneck"](source, method)
         if not source.kinds:
             raise FileError(f"{folder}: it holds no tensors of {source.name!r}.")
         heads(source)
-    except ModbayError:
-        raise
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise FileError(
-            f"{folder}: its config and tensors do not go together as adapters' do ({type(error).__name__}: {error}). "
-            f"It was changed by hand, is damaged, or is of another version than adapters 1.3."
-        ) from error
     if source.tensors:
         raise FileError(
             f"{source.file}: {listed(source.tensors)} are not known to be parts of {source.name!r}: newer than modbay, "

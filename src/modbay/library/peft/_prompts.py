@@ -49,9 +49,9 @@ def prefix(source: Source) -> None:
     heads = int(source.number("num_attention_heads", 1))
     parts = table.view(n, layers, 2, heads, -1).unbind(1)
     turn = turned(source.model, n, True)
-    table_of_positions = positions(source.model, f"{source.path}: its text begins at position {n}, and this model")
-    if table_of_positions is not None:
-        source.keep(table_of_positions, Shift(n))
+    at = positions(source.model, f"{source.path}: its text begins at position {n}, and this model")
+    if at is not None:
+        source.keep(at, Shift(n))
     for site, own in zip(sites, parts, strict=True):
         keys, values = own.permute(1, 2, 0, 3)  # (heads, n, d)
         source.keep(site, Prefix(n), prefix=torch.stack([turn(keys), values]))

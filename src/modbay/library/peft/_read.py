@@ -1,15 +1,14 @@
 """Reading a checkpoint of peft's: its type says how."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from ...errors import FileError, ModbayError, listed
+from ...errors import FileError, listed
 from .._composition import Composition
 from .._files import read_json
-from .._foreign import Foreign
+from .._foreign import Foreign, together
 from . import _multitask, _poly, _prompts, _weights
 from ._source import CONFIG, TENSORS, Source, open_source
 
@@ -48,7 +47,7 @@ def read(folder: Path, name: str, model: nn.Module) -> Foreign:
     if method not in READERS:
         known = listed(sorted([*READERS, *COMPOSED]))
         raise FileError(f"{folder}/{CONFIG}: peft_type {method!r} is not one that modbay reads: {known}.")
-    with _together(folder, method):
+    with together(folder, f"peft 0.21's {method}"):
         READERS[method](source)
         _weights.rest(source)
     if not source.kinds:
@@ -61,7 +60,7 @@ def read_composition(folder: Path, model: nn.Module) -> Composition:
     """The modules, router and aggregator that a folder of peft's holds, for this model."""
     source = open_source(folder, model)
     method = source.get("peft_type", str, "")
-    with _together(folder, method):
+    with together(folder, f"peft 0.21's {method}"):
         made = COMPOSED[method](source)
     if source.tensors:
         raise FileError(
@@ -69,17 +68,3 @@ def read_composition(folder: Path, model: nn.Module) -> Composition:
             f"what its router chooses from. Save them apart (modules_to_save=None)."
         )
     return made
-
-
-@contextmanager
-def _together(folder: Path, method: str) -> Iterator[None]:
-    """While tensors are read that a config describes: what goes wrong is the file's fault."""
-    try:
-        yield
-    except ModbayError:
-        raise
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise FileError(
-            f"{folder}: its config and tensors do not go together as peft's {method} do ({type(error).__name__}: "
-            f"{error}). It was changed by hand, is damaged, or is of another version than peft 0.21."
-        ) from error
