@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -55,6 +56,12 @@ def t5():
 def mixtral():
     config = transformers.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=3, pad_token_id=0)
     return transformers.MixtralForCausalLM(config)
+
+
+def causal(kind, **more):
+    """A small model of an architecture."""
+    config = transformers.AutoConfig.for_model(kind, **SMALL | {"pad_token_id": 0, "num_key_value_heads": 2} | more)
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 class Picture(nn.Module):
@@ -153,6 +160,7 @@ CASES = {
     "lokr at groups": (Grouped, lambda: peft.LoKrConfig(r=1, decompose_factor=2, **CONV)),
     "prompt": (llama, lambda: peft.PromptTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
     "prompt and head": (bert, lambda: peft.PromptTuningConfig(**PROMPT, **HEAD)),
+    "prompt at T5": (t5, lambda: peft.PromptTuningConfig(**PROMPT, task_type="SEQ_2_SEQ_LM")),
     "p-tuning": (llama, lambda: peft.PromptEncoderConfig(**PROMPT, task_type="CAUSAL_LM", encoder_hidden_size=16)),
     "prefix": (llama, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
     "prefix at GPT-2": (gpt2, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
@@ -161,6 +169,22 @@ CASES = {
         lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM", prefix_projection=True, encoder_hidden_size=8),
     ),
 }  # fmt: skip
+TURNED = {  # by how keys are turned by their positions
+    "neighbours": ("cohere", {}),
+    "some features": ("phi", {"num_key_value_heads": 4}),
+    "as the layer says": ("gemma3_text", {"head_dim": 8}),
+    "each wave once": ("gpt_oss", {"head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 2}),
+    "scaled": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
+                                             "original_max_position_embeddings": 16}}),
+    "by name": ("gptj", {"num_key_value_heads": 4, "rotary_dim": 4}),
+}  # fmt: skip
+CASES |= {
+    f"prefix at {kind}": (
+        partial(causal, kind, **more),
+        lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM"),
+    )
+    for kind, more in TURNED.values()
+}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -179,7 +203,10 @@ def trained(name, folder):
 
 
 def run(model):
-    more = {} if isinstance(_bare(model), Picture) else {"attention_mask": torch.ones_like(IDS)}
+    bare = _bare(model)
+    more = {} if isinstance(bare, Picture) else {"attention_mask": torch.ones_like(IDS)}
+    if getattr(getattr(bare, "config", None), "is_encoder_decoder", False):
+        more["decoder_input_ids"] = IDS
     with torch.no_grad():
         out = model(input_ids=IDS, **more)
     logits = out if isinstance(out, torch.Tensor) else out.logits

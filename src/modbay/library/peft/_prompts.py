@@ -1,7 +1,5 @@
 """peft's prompts and prefixes: all of them lie in one tensor, under a bare name."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +7,7 @@ from ...core import base_type
 from ...errors import FileError, listed
 from ...modules import Prefix, Prompt, Shift
 from ...seams import find_roles, named
+from ._rotary import turning
 from ._source import TENSORS, Source
 
 LEARNED = ("wpe", "position_embeddings", "embed_positions")  # tables of positions, by the names that models give them
@@ -25,22 +24,23 @@ def _embeddings(source: Source) -> Tensor:
 
 
 def prompt(source: Source) -> None:
-    """Prompt tuning, and P-tuning, of which peft keeps what its encoder last gave."""
+    """Prompt tuning, and P-tuning, of which peft keeps what its encoder last gave.
+
+    For an encoder-decoder peft keeps twice as many rows, unless num_transformer_submodules is 1, and uses the first
+    half alone, in front of the encoder's input: the others never acted and never learned.
+    """
     table = _embeddings(source)
     length = int(source.number("num_virtual_tokens", len(table)))
-    if len(table) != length:
-        raise FileError(
-            f"{source.path}: {len(table)} rows for {length} virtual tokens: a prompt for the encoder and one for the "
-            f"decoder, and modbay's is the encoder's alone. Train it with num_transformer_submodules=1."
-        )
-    source.keep("", Prompt(length), prompt=table)
+    if len(table) not in (length, 2 * length):
+        raise FileError(f"{source.path}: {len(table)} rows for {length} virtual tokens.")
+    source.keep("", Prompt(length), prompt=table[:length].contiguous())
 
 
 def prefix(source: Source) -> None:
     """P (n, 2 L heads d): layer l's keys are at 2 l, its values at 2 l + 1.
 
-    peft's text begins at position n. Under rotary positions keys are turned back by n steps, which is the same; where
-    positions are learned they are shifted.
+    peft's text begins at position n. Under rotary positions keys are turned back by n steps, which is the same
+    (`_rotary`); where positions are learned they are shifted.
     """
     table, sites = _embeddings(source), attentions(source.model)
     n, layers = len(table), int(source.number("num_layers", len(sites)))
@@ -48,12 +48,12 @@ def prefix(source: Source) -> None:
         raise FileError(f"{source.path}: it has prefixes for {layers} layers, and this model {len(sites)} attentions.")
     heads = int(source.number("num_attention_heads", 1))
     parts = table.view(n, layers, 2, heads, -1).unbind(1)
-    turn = turned(source.model, n, True)
     at = positions(source.model, f"{source.path}: its text begins at position {n}, and this model")
     if at is not None:
         source.keep(at, Shift(n))
     for site, own in zip(sites, parts, strict=True):
         keys, values = own.permute(1, 2, 0, 3)  # (heads, n, d)
+        turn, _ = turning(source.model, site, n)
         source.keep(site, Prefix(n), prefix=torch.stack([turn(keys), values]))
 
 
@@ -73,22 +73,3 @@ def positions(model: nn.Module, what: str) -> str | None:
     if len(found) > 1 or any(base_type(module) is not nn.Embedding for module in found.values()):
         raise FileError(f"{what} finds its positions in a way that can't be shifted ({listed(found)}).")
     return next(iter(found), None)
-
-
-def turned(model: nn.Module, n: int, back: bool) -> Callable[[Tensor], Tensor]:
-    """What makes of a key (heads, n, d) at the place where peft has it one that has no position; or, not `back`, of
-    one that has none one for peft."""
-    modules = {name.rpartition(".")[2]: module for name, module in named(model).items()}
-    rotary = modules.get("rotary_emb")
-    if rotary is None:
-        return lambda keys: keys
-    at = next(rotary.buffers(), torch.zeros(1)).device
-    cosine, sine = rotary(torch.zeros(1, 1, 1, device=at), torch.tensor([[n]], device=at))
-    length = (cosine.square() + sine.square()) if back else 1.0  # some scale what they turn
-
-    def turn(keys: Tensor) -> Tensor:
-        left, right = keys.chunk(2, -1)
-        c, s = ((t / length)[0].to(keys) for t in (cosine, sine if back else -sine))
-        return keys * c - torch.cat([-right, left], -1) * s
-
-    return turn

@@ -7,7 +7,8 @@ import torch
 from ...abstract import Context, Kind
 from ...modules import Prompt, Shift
 from ._draft import Draft
-from ._prompts import attentions, positions, turned
+from ._prompts import attentions, positions
+from ._rotary import turning
 
 
 def prompt(draft: Draft, sites: Mapping[str, Kind]) -> None:
@@ -37,10 +38,10 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> None:
             if at is not None
             else "there is mb.Shift, and peft shifts no such table",
         )
-    turn = turned(draft.model, n, False)
     parts = []
     for site in order:
         keys, values = draft.params[site]["prefix"]
+        _, turn = turning(draft.model, site, n)
         parts += [turn(keys), values]
     table = torch.stack(parts)  # (2 L, heads, n, d)
     heads, width = table.shape[1], table.shape[3]
