@@ -557,6 +557,24 @@ def test_gc(lib):
     assert files(lib.folder) == {**before, "mine/notes.txt": b"not yours"} and lib.verify() == []
 
 
+def test_gc_removes_caches_of_other_versions(lib, tmp_path):
+    """The index was JSON once. What lies there and is no plain file, or lies elsewhere, is not touched."""
+    lib.entries()
+    index, own = lib.folder / ".index", tmp_path / "own.json"
+    for path in (index / "modules.json", index / "likeness.json", index / "likeness.bin", own):
+        path.write_text("[]")
+    (index / "linked.json").symlink_to(own)
+    (index / "folder").mkdir()
+    (index / "folder/modules.json").write_text("[]")
+    (lib.folder / "elsewhere").mkdir()
+    (lib.folder / "elsewhere/modules.json").write_text("[]")
+    kept = (index / "modules.bin").read_bytes()
+    assert lib.gc() == [".index/likeness.json", ".index/modules.json"] and lib.gc() == []
+    assert sorted(p.name for p in index.iterdir()) == ["folder", "likeness.bin", "linked.json", "modules.bin"]
+    assert (index / "modules.bin").read_bytes() == kept and own.exists()
+    assert (index / "folder/modules.json").exists() and (lib.folder / "elsewhere/modules.json").exists()
+
+
 def test_what_was_all_but_done_is_finished(lib):
     """Killed between the record and the tensors' name: a reader finds them, and gc gives them their name."""
     path = lib.folder / "language/en"

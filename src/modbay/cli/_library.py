@@ -244,7 +244,7 @@ def diff(
 
 @app.command()
 def gc(library: Folder = HERE, as_json: Json = False) -> None:
-    """Remove what writers that were killed left behind; never a module."""
+    """Remove what killed writers and other versions of modbay left behind; never a module."""
     with _opened(library) as lib:
         gone = lib.gc()
         _done(gone, as_json, lambda one: f"removed {one}")

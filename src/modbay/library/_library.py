@@ -165,7 +165,7 @@ class Library:
         }
 
     def gc(self) -> list[str]:
-        """Remove what killed writers left; never a module. Returns what went."""
+        """Remove what killed writers left, and caches of other versions; never a module. Returns what went."""
         return _store.tidy(self.folder)
 
     def push(self, to: str | Path, *refs: str, **hub: Any) -> list[str]:

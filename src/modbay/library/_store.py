@@ -17,11 +17,14 @@ from ..errors import FileError, listed
 from ._about import checked as checked_about
 from ._content import content
 from ._files import aside, at_hand, inside, read_json, settle, sha256, write_json, write_pair
+from ._index import CACHE as INDEX
 from ._locks import locked
 from ._read import BayFile, ModuleFile, checked, find_bays, read_bay, read_module, whole
+from ._sketch import CACHE as LIKENESS
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 PENDING = re.compile(r"\.(module|bay)\.safetensors\.([0-9a-f]{16})")
+CACHES = (INDEX.name, LIKENESS.name)
 
 Card = Callable[[Path, Mapping[str, Any]], str]  # what README.md says of a module
 
@@ -217,7 +220,8 @@ def _away(path: Path) -> None:
 def tidy(root: Path) -> list[str]:
     """Remove what writers that were killed left behind, and finish what they had all but done; returns what went.
 
-    A folder in which someone is writing is passed over. Nothing that is a module, or a bay, goes.
+    Caches of other versions of modbay go, too: what lies in the index and is none of its own. A folder in which someone
+    is writing is passed over. Nothing that is a module, or a bay, goes.
     """
     out: list[str] = []
     for folder in _folders(root):
@@ -255,7 +259,12 @@ def _tidied(folder: Path, is_root: bool) -> Iterator[Path]:
         if TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             yield path
-        elif path.is_dir() and not path.is_symlink() and ((path / "module.json").exists() or path.name == ".index"):
+        elif path.is_dir() and not path.is_symlink() and path.name == INDEX.parent.name:
+            for inner in sorted(path.iterdir()):
+                if inner.name not in CACHES and inner.is_file() and not inner.is_symlink():
+                    inner.unlink(missing_ok=True)  # readers write there without a lock
+                    yield inner
+        elif path.is_dir() and not path.is_symlink() and (path / "module.json").exists():
             for inner in sorted(path.iterdir()):
                 yield from _leftover(inner)
         else:
