@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import modbay as mb
-from modbay.errors import BayError, CallError, CompositionError, FileError, SiteError
+from modbay.errors import BayError, CallError, CompositionError, FileError
 
 transformers = pytest.importorskip("transformers")
 with warnings.catch_warnings():
@@ -432,10 +432,8 @@ def test_positions_are_shifted_by_example(tmp_path):
         bare = base(IDS).logits
         mb.load(base, tmp_path / "guest")["peft"].use(["guest", None])
         rows = torch.arange(IDS.shape[1]).expand_as(IDS)
-        mixed = base(IDS, position_ids=rows).logits
-        torch.testing.assert_close(mixed, torch.stack([wanted[0], bare[1]]), **CLOSE)
-        with pytest.raises(SiteError, match="not the examples of the batch"):
-            base(IDS)
+        for given in ({}, {"position_ids": rows[:1]}, {"position_ids": rows}):
+            torch.testing.assert_close(base(IDS, **given).logits, torch.stack([wanted[0], bare[1]]), **CLOSE)
         mb.bays(base)["peft"].save(tmp_path / "own")
         mb.bays(base)["peft"].detach()
         mb.load(base, tmp_path / "own")["peft"].use("guest")
@@ -443,6 +441,82 @@ def test_positions_are_shifted_by_example(tmp_path):
         generated = base.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
         for n in range(IDS.shape[1], generated.shape[1]):  # what is cached does not move the text
             assert base(generated[:, :n]).logits[0, -1].argmax() == generated[0, n]
+
+
+TABLES = {  # models, and where their positions are learned
+    "GPT-2": (gpt2, "*wpe"),
+    "BERT": (bert, "*position_embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_positions_that_come_once_are_shifted_by_example(name):
+    """Models look positions up once for all examples, (1, t)."""
+    make, at = TABLES[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    places = torch.arange(IDS.shape[1])
+    shift = {"a": 3, "b": 5, None: 0}
+    with torch.no_grad():
+        alone = {label: model(IDS, position_ids=(places + n)[None]).logits for label, n in shift.items()}
+        mb.attach(model, at, {"a": mb.Shift(3), "b": mb.Shift(5), "other": mb.LoRA(2)}, mb.ByLabel("voice"))
+        for labels in (["a", "b"], ["b", None], ["a", "a"], [None, "a"]):
+            got = model(IDS, voice=labels).logits
+            torch.testing.assert_close(got, torch.stack([alone[one][i] for i, one in enumerate(labels)]))
+        got = model(IDS, voice=["a", "other"]).logits  # a LoRA beside it, which is new
+        torch.testing.assert_close(got, torch.stack([alone["a"][0], alone[None][1]]))
+
+
+def test_shifted_positions_compiled():
+    torch.manual_seed(0)
+    model = gpt2().eval()
+    bay = mb.attach(model, "*wpe", {"a": mb.Shift(3), "b": mb.Shift(5)}, mb.ByLabel("voice"))
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for rows in ([0, 1], [1, -1]):  # −1: the base alone
+            label = torch.tensor(rows)
+            wanted = model(IDS, voice=[None if i < 0 else bay.names()[i] for i in rows]).logits
+            torch.testing.assert_close(compiled(IDS, voice=label).logits, wanted)
+
+
+def test_shifted_positions_in_generation_by_example():
+    """In batches, padded on the left, with beams, and without a cache."""
+    torch.manual_seed(0)
+    model = gpt2().eval()
+    mb.attach(model, "*wpe", {"a": mb.Shift(3), "b": mb.Shift(20)}, mb.ByLabel("voice"))
+    mask = torch.ones_like(IDS)
+    mask[1, :2] = 0
+    how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for more in ({}, {"num_beams": 3}, {"use_cache": False}):
+        both = model.generate(IDS, attention_mask=mask, voice=["a", "b"], **how, **more)
+        one = model.generate(IDS[:1], voice="a", **how, **more)
+        other = model.generate(IDS[1:, 2:], voice="b", **how, **more)
+        assert torch.equal(both[:1], one) and torch.equal(both[1:, 2:], other)
+
+
+class Plain(nn.Module):
+    """Positions without a row: nanoGPT's, DETR's."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 8), nn.Embedding(20, 8)
+
+    def forward(self, ids):
+        return torch.tanh(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+
+
+@pytest.mark.parametrize("length", [2, 6])
+def test_positions_without_a_row(length):
+    """Of as many examples as positions, too: x is positions, never examples."""
+    torch.manual_seed(0)
+    model, ids = Plain(), IDS[:, :length]
+    wanted = torch.tanh(model.words(ids) + model.places(torch.arange(length) + torch.tensor([[3], [0]])))
+    weights = torch.randn_like(wanted)
+    (gradient,) = torch.autograd.grad(wanted, model.places.weight, weights)
+    mb.attach(model, "places", {"a": mb.Shift(3)}, mb.ByLabel("voice"), freeze=False)
+    got = model(ids, voice=["a", None])
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(torch.autograd.grad(got, model.places.weight, weights)[0], gradient)
 
 
 def test_padding_keeps_its_position():

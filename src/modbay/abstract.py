@@ -136,6 +136,7 @@ class Kind(ABC):
     folds: ClassVar[bool] = False  # its change can go into the base's weights
     replaces: ClassVar[bool] = False  # stands instead of f
     place: ClassVar[str] = ""  # of what is put in front of an input: "input" or "attention"
+    positions: ClassVar[bool] = False  # its x is places in a text, which may come once for all examples
     constants: ClassVar[tuple[str, ...]] = ()  # names in the parameters that are not learned; integers never are
     remade: ClassVar[tuple[str, ...]] = ()  # of the constants, those that follow from fields and sites: files lack them
     reads_weight: ClassVar[bool] = False  # its delta depends on the base's weight

@@ -189,6 +189,7 @@ class Modular(nn.Module):
         modules = self.modules_at()
         routing = modules.route(x, c) if route is None else route.on(x.device)
         if routing.axes:
+            x = modules.spread(routing, x)
             modules.check(routing, x)
         aggregator = aggregator or self.aggregator
         assert aggregator is not None

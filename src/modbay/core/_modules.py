@@ -148,6 +148,14 @@ class Modules:
             )
         return next(iter(kinds.values()))
 
+    def spread(self, routing: Routing, x: Tensor) -> Tensor:
+        """x, but positions that come once for all examples, (t) or (1, t), as (b, t): a row for each that is routed."""
+        once = not x.is_floating_point() and (x.ndim == 1 or (x.ndim == 2 and len(x) == 1))
+        if not once or not any(part is not None and part.kind.positions for part in self.parts):
+            return x
+        table = routing.weights if routing.index is None else routing.index
+        return x.expand(len(table), x.shape[-1])  # type: ignore[arg-type]
+
     def check(self, routing: Routing, x: Tensor) -> None:
         """Raise SiteError if a routing is not for the rows of x, CompositionError if it parts what must not be."""
         table = routing.weights if routing.index is None else routing.index

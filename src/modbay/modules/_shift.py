@@ -21,12 +21,13 @@ class Shift(Replacement):
 
     by: n. It has no parameters. Padding that has a position of its own (`padding_idx`, RoBERTa's) keeps it. peft has
     texts begin behind their prefix; modbay's `Prefix` leaves them where they are, and reads one of peft's as both.
-    Models look positions up once for a whole batch, (1, length): where examples are routed apart, give them
-    position_ids (batch, length), a row for each. Raises CompositionError at what is no Embedding, and where nothing
-    would be left of the table, CallError where a text reaches beyond it.
+    x: positions (b, t); or (1, t) or (t), looked up once for a whole batch: where examples are routed apart, each then
+    has a row of its own. Raises CompositionError at what is no Embedding, and where nothing would be left of the table,
+    CallError where a text reaches beyond it.
     """
 
     batched: ClassVar[bool] = True
+    positions: ClassVar[bool] = True
     by: int = 1
 
     def __post_init__(self):
