@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import helpers
 import modbay as mb
-from modbay.errors import BayError, CompositionError, LabelError
+from modbay.errors import BayError, CompositionError, LabelError, MatchError
 
 FOLDS = [(case, site) for case, site in helpers.cases(where=lambda case: case.folds) if site != "block"]
 ROUTES = {"one": ("a",), "two": ("a", "b"), "weights": ({"a": 0.7, "b": -0.2},)}
@@ -101,6 +101,47 @@ def test_fused_experts():
     torch.testing.assert_close(net["experts"](x), want, rtol=1e-5, atol=1e-5)
     bay.unfold()
     assert same(bits(net), before)
+
+
+class Gate(nn.Module):
+    """As those of mixtures of experts: a matrix that is read by hand, and more outputs than one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = x @ self.weight.mT + self.bias
+        return logits, logits.argmax(-1)
+
+
+def test_a_matrix_that_is_no_layer_s(tmp_path):
+    net, x = nn.ModuleDict({"gate": Gate(), "other": nn.Linear(8, 3)}), torch.randn(4, 8)
+    bare = net["gate"](x)[0]
+    bay = trained(mb.attach(net, at="*.weight", modules={"a": mb.LoRA(2), "b": mb.DoRA(2)}))
+    assert list(bay.modulars) == ["gate.weight"]  # a Linear's is changed at the Linear
+    before, part = bits(net), bay.modulars["gate.weight"].order[0]
+    want = bay.use("a") and net["gate"](x)[0]
+    torch.testing.assert_close(want, bare + x @ (part.B @ part.A).mT)
+    for name in ("a", "b"):
+        want = bay.use(name) and net["gate"](x)[0]
+        bay.fold(name)
+        torch.testing.assert_close(net["gate"](x)[0], want, rtol=1e-5, atol=1e-5)
+        bay.unfold()
+    assert same(bits(net), before)
+    bay.save(tmp_path)
+    bay.detach()
+    mb.load(net, tmp_path)["modules"].use("b")
+    torch.testing.assert_close(net["gate"](x)[0], want)
+
+
+def test_a_matrix_that_is_no_layer_s_has_no_bias():
+    net, x = nn.ModuleDict({"gate": Gate()}), torch.randn(4, 8)
+    trained(mb.attach(net, at="gate.weight", modules={"a": mb.LoRA(2, bias=True)})).use("a")
+    with pytest.raises(CompositionError, match="no bias to move"):
+        net["gate"](x)
+    with pytest.raises(MatchError, match="has no output"):
+        mb.attach(net, at=mb.part("gate.weight", 0, 2), modules={"a": mb.LoRA(2)}, name="part")
 
 
 def test_half_precision_is_folded_in_float32():

@@ -18,7 +18,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     peft = pytest.importorskip("peft")
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore:The following .*_pattern keys:RuntimeWarning"
+)
 IDS = torch.tensor([[3, 8, 1, 40, 7, 9], [11, 2, 30, 4, 6, 5]])
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
@@ -123,6 +125,7 @@ CASES = {
             **LORA, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
         ),
     ),
+    "lora at experts and gates": (mixtral, lambda: peft.LoraConfig(**LORA, target_modules="all-linear")),
     "(IA)³": (
         bert,
         lambda: peft.IA3Config(

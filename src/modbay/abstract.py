@@ -24,7 +24,8 @@ class Site:
     """A place in a network, as a kind sees it: f(x) = module(x), of which only shapes are told.
 
     form: how the weight acts: "linear" y = xWᵀ, "transposed" y = xW (GPT-2's Conv1D), "convolution", "embedding",
-    "experts" (a fused parameter, (E, …)), or "other" (no single weight).
+    "experts" (a fused parameter, (E, …)), or "other" (no single weight). parameter: the weight's name. bare: the
+    site is that parameter itself, which its module reads in a way of its own (fused experts, their gates).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Site:
     dtype: torch.dtype = torch.float32
     module: nn.Module | None = None
     parameter: str = "weight"
+    bare: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -43,7 +45,7 @@ class Site:
 
     @property
     def bias(self) -> Tensor | None:
-        bias = getattr(self.module, "bias", None)
+        bias = None if self.bare else getattr(self.module, "bias", None)
         return bias() if isinstance(bias, MethodType) else bias  # of torch's own quantised layers
 
     @property

@@ -156,7 +156,7 @@ def _check(place: Place, parts: list[tuple[Part, float]]) -> None:
     """Raise CompositionError if these parts can't be folded at this place."""
     site = place.site
     kinds = [part.kind for part, _ in parts]
-    if _full(parts) and place.features is None and place.entry is None and site.form != "experts":
+    if _full(parts) and place.features is None and place.entry is None and not place.site.bare:
         return
     plain("fold", place)
     entering = [kind.enters for kind in kinds]
@@ -184,12 +184,12 @@ def _unpack(fitting: Fitting, done: Folded, place: Place, dequantise: bool) -> N
 def plain(verb: str, place: Place) -> None:
     """Raise CompositionError unless f, at this place, is known to be a plain product with its weight, and a bias."""
     site, target = place.site, place.target
-    exact = site.form in ("transposed", "experts") or base_type(target) in AFFINE
+    exact = site.form == "transposed" or place.site.bare or base_type(target) in AFFINE
     whole = exact and target._parameters.get(site.parameter) is not None
     if not whole or place.entry is not None:
         raise CompositionError(
             f"{verb} at site {site.name!r} ({base_type(target).__name__}): only exactly Linear, Conv1D, Conv1d … "
-            f"Conv3d, Embedding, norms of torch and fused parameters are known to be affine. Attach at such a layer "
+            f"Conv3d, Embedding, norms of torch and bare parameters are known to be affine. Attach at such a layer "
             f"inside it."
         )
     if getattr(target, "padding_mode", "zeros") != "zeros" or getattr(target, "max_norm", None) is not None:

@@ -82,8 +82,8 @@ def facts(name: str, model: nn.Module, matched: dict[str, list[seams.Place]]) ->
 
 
 def parameters(one: seams.Place) -> list[nn.Parameter]:
-    """A site's own: one fused parameter, or all of its target."""
-    if one.site.form == "experts":
+    """A site's own: one parameter, or all of its target."""
+    if one.site.bare:
         return [one.site.weight]  # type: ignore[list-item]
     return list(one.target.parameters())
 

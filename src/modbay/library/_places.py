@@ -20,7 +20,7 @@ def site_record(place: Place) -> dict[str, Any]:
         record["output"] = [place.features.start, place.features.stop]
     if place.entry is not None:
         record["from"] = place.entry
-    if site.form == "experts":
+    if place.site.bare:
         record["parameter"] = site.parameter
     elif place.features is None and place.entry is None and site.form == "other":
         plain = describe(site.name, place.target)

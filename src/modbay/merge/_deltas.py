@@ -49,8 +49,8 @@ def merged(place: Place, parts: Mapping[str, Part], method: Method, rank: int | 
         )
     each = {name: list(leaves(part_delta(part, 1.0, view))) for name, part in parts.items()}
     every = [leaf for some in each.values() for leaf in some]
-    if site.form == "experts" and any(isinstance(leaf, Bias) for leaf in every):
-        raise CompositionError(f"merge at site {site.name!r}: a fused parameter has no bias, so that Δb would be lost.")
+    if place.site.bare and any(isinstance(leaf, Bias) for leaf in every):
+        raise CompositionError(f"merge at site {site.name!r}: a parameter has no bias, so that Δb would be lost.")
     weights = dict(method.weights)
     if method.name == "slerp":
         weights = dict(zip(each, method.arc(site.name, _flat(place, each, view)), strict=True))

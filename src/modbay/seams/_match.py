@@ -1,6 +1,6 @@
 """`at`: from what a user says to the places of a model. A name that matches nothing raises; nothing is skipped."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -28,7 +28,7 @@ class Place:
     def view(self) -> Site:
         """The site with the weight and bias as a delta sees them: its own slice, and no narrower than float32."""
         own = self.target._parameters
-        weight, bias = own.get(self.site.parameter), own.get("bias")
+        weight, bias = own.get(self.site.parameter), None if self.site.bare else own.get("bias")
         if weight is None:
             return self.site
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -100,6 +100,8 @@ def _places(model: nn.Module, what: Any) -> list[Place]:
         place = _place(model, name, what.features)
         if what.output is not None:
             start, stop = what.output
+            if place.site.bare:
+                raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} is a parameter, and has no output.")
             width = place.site.outputs
             if width is not None and not 0 <= start < stop <= width:
                 raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} has outputs 0 … {width}.")
@@ -116,7 +118,8 @@ def _place(model: nn.Module, name: str, features: int | None = None) -> Place:
         target = model.get_submodule(name)
         return Place(describe(name, target, features), target)
     tensor = getattr(owner, last)
-    site = Site(name, "experts", tensor.shape[-1], tensor.shape[-2], -1, tensor.device, tensor.dtype, owner, last)
+    form = "experts" if tensor.ndim == 3 else "linear"
+    site = Site(name, form, tensor.shape[-1], tensor.shape[-2], -1, tensor.device, tensor.dtype, owner, last, bare=True)
     return Place(site, owner)
 
 
@@ -141,7 +144,9 @@ def names(model: nn.Module, what: Any) -> list[str]:
         return match_role(model, what)
     if isinstance(what, str):
         found = [name for name in modules if fnmatchcase(name, what)] or [
-            name for name, tensor in model.named_parameters() if _fused(name, tensor) and fnmatchcase(name, what)
+            name
+            for name, tensor in model.named_parameters()
+            if fnmatchcase(name, what) and _bare(modules, name, tensor)
         ]
     elif isinstance(what, type):
         found = [name for name, module in modules.items() if isinstance(module, what)]
@@ -157,8 +162,11 @@ def names(model: nn.Module, what: Any) -> list[str]:
     return found
 
 
-def _fused(name: str, tensor: Tensor) -> bool:
-    return tensor.ndim == 3 and "_bay" not in name.split(".")
+def _bare(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> bool:
+    """Whether a parameter is a site by itself: fused experts (E, o, i), or a matrix of a module of no known form, as
+    the gates of mixtures of experts are."""
+    owner = modules.get(name.rpartition(".")[0])
+    return owner is not None and (tensor.ndim == 3 or (tensor.ndim == 2 and describe(name, owner).form == "other"))
 
 
 def _nothing(what: Any, modules: Iterable[str]) -> str:

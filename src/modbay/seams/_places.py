@@ -81,7 +81,8 @@ class SpanSeam(Seam):
 
 
 class ParameterSeam(Seam):
-    """The site is a parameter of the target (fused experts, (E, o, i)): it is W ⊕ Σ α_i ΔW_i while the target runs.
+    """The site is a parameter of the target (fused experts (E, o, i), a gate (o, i)): it is W ⊕ Σ α_i ΔW_i while the
+    target runs.
 
     Rows are not apart here, so that one routing must hold for the whole batch.
     """
@@ -101,7 +102,9 @@ class ParameterSeam(Seam):
                 raise CompositionError(
                     f"{type(kind).__name__} at {site.name!r}, a parameter: only parameter compositions (mb.LoRA …) fit."
                 )
-            change, _ = kind.delta(modules.parts[i].tensors(), site).dense(site)
+            change, bias = kind.delta(modules.parts[i].tensors(), site).dense(site)
+            if bias is not None:
+                raise CompositionError(f"{type(kind).__name__} at {site.name!r}, a parameter: it has no bias to move.")
             total = total + weights[i].to(change) * change
         try:
             target._parameters[site.parameter] = total

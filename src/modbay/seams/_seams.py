@@ -21,7 +21,7 @@ def seam_for(model: nn.Module, place: Place, kinds: Sequence[Kind], seat: Seat) 
         return SpanSeam(model.get_submodule(place.entry), place.entry)
     if place.features is not None:
         return SliceSeam(place.features.start, place.features.stop)
-    if place.site.form == "experts":
+    if place.site.bare:
         return ParameterSeam()
     return Seam()
 
@@ -35,8 +35,8 @@ def _of_input(model: nn.Module, place: Place, kinds: Sequence[Kind], composed: S
             f"site {place.site.name!r} has {several} in one bay: input is composed apart from all else. Put the "
             f"prompts, or prefixes, into a second bay of their own (mb.attach(…, name=…))."
         )
-    if place.entry is not None or place.features is not None or place.site.form == "experts":
-        raise CompositionError(f"site {place.site.name!r}: a slice, span or fused parameter has no input to compose.")
+    if place.entry is not None or place.features is not None or place.site.bare:
+        raise CompositionError(f"site {place.site.name!r}: a slice, span or parameter has no input to compose.")
     if where == {"attention"}:
         return PrefixSeam(place.target, seat)
     return PromptSeam(place.target) if place.target is model else InsertSeam()

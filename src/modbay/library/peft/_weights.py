@@ -41,7 +41,7 @@ def lora(source: Source) -> None:
         embedded = "lora_embedding_A" in own
         a, b = source.needs(path, own, *(names[4:] if embedded else names[:2]))
         if path in fused:
-            _experts(source, fused[path], a, b, stable)
+            _parameter(source, fused[path], a, b, stable)
             continue
         site = source.site(path)
         b = b.flatten(1)
@@ -97,18 +97,20 @@ def _parameters(source: Source) -> dict[str, str]:
     return out
 
 
-def _experts(source: Source, name: str, a: Tensor, b: Tensor, stable: bool) -> None:
-    """peft's A is (E r, i) and B (o, r E), the expert counting fastest in B; modbay's are (E, r, i) and (E, o, r)."""
+def _parameter(source: Source, name: str, a: Tensor, b: Tensor, stable: bool) -> None:
+    """LoRA of a parameter, a matrix or fused experts, of which peft's A is (E r, i) and B (o, r E), the expert counting
+    fastest in B; modbay's are (E, r, i) and (E, o, r)."""
     owner, _, last = name.rpartition(".")
     weight = source.own(owner, last)
     assert weight is not None
-    if weight.ndim != 3:
-        raise FileError(f"{source.path}/{TENSORS}: {name!r} is {tuple(weight.shape)}, no stack of experts' weights.")
-    experts = weight.shape[0]
-    a, b = a.view(experts, -1, a.shape[-1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
-    if getattr(source.modules[owner], "is_transposed", False):  # the weight is (E, i, o), and ΔW = (B A)ᵀ = Aᵀ Bᵀ
-        a, b = b.mT, a.mT
-    rank = a.shape[1]
+    if weight.ndim not in (2, 3):
+        raise FileError(f"{source.path}/{TENSORS}: {name!r} is {tuple(weight.shape)}, no matrix, or stack of them.")
+    if weight.ndim == 3:
+        experts = weight.shape[0]
+        a, b = a.view(experts, -1, a.shape[-1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
+        if getattr(source.modules[owner], "is_transposed", False):  # the weight is (E, i, o), and ΔW = (B A)ᵀ = Aᵀ Bᵀ
+            a, b = b.mT, a.mT
+    rank = a.shape[-2]
     alpha = source.number("lora_alpha", 8, name, "alpha_pattern")
     source.keep(name, LoRA(rank, float(alpha), stable), A=a, B=b)
 

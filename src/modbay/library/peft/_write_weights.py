@@ -21,7 +21,7 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
     stable = all(getattr(kind, "stable", False) for kind in sites.values())
     ranks: dict[str, float] = {}
     alphas: dict[str, float] = {}
-    fused: dict[str, list[str]] = {}
+    bare: dict[str, list[str]] = {}
     for site, kind in sites.items():
         own = dict(draft.params[site])
         a, b = own["A"], own["B"]
@@ -30,10 +30,12 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
         factor = kind.factor if isinstance(kind, LoRA) else _factor(kind)
         if "A0" in own:  # what was taken from the weight is subtracted: both in one, of twice the rank
             a, b = torch.cat([a, own["A0"].to(a)]), torch.cat([b, -own["B0"].to(b)], 1)
-        rank = a.shape[1] if draft.form(site) == "experts" else a.shape[0]
+        rank = b.shape[-1]
         ranks[site], alphas[site] = rank, factor * (math.sqrt(rank) if stable else rank)
-        if draft.form(site) == "experts":
-            fused.setdefault(site.rpartition(".")[0], []).append(site)
+        if draft.places[site].site.bare:
+            if dora or biased:
+                raise draft.refuse(site, "a parameter by itself is changed, to which peft gives no bias and no DoRA")
+            bare.setdefault(site.rpartition(".")[0], []).append(site)
             continue
         if draft.form(site) == "embedding":
             draft.put(site, lora_embedding_A=a, lora_embedding_B=b)
@@ -45,9 +47,9 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
             draft.put(site, lora_B__bias=own.get("bias", b.new_zeros(b.shape[0])))
         if dora:
             draft.put(site, lora_magnitude_vector=_lengths(draft.places[site]).to(b) + own["magnitude"])
-    for owner, several in fused.items():
-        _experts(draft, owner, several)
-    plain = {site: kind for site, kind in sites.items() if draft.form(site) != "experts"}
+    for owner, several in bare.items():
+        _parameters(draft, owner, several)
+    plain = {site: kind for site, kind in sites.items() if not draft.places[site].site.bare}
     draft.whole(plain)
     (rank, rank_pattern), (alpha, alpha_pattern) = draft.pattern(ranks), draft.pattern(alphas)
     draft.config |= {
@@ -55,8 +57,8 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
         "use_rslora": stable, "use_dora": dora, "lora_bias": biased,
         "lora_dropout": 0.0, **draft.common(plain), "init_lora_weights": True,
     }  # fmt: skip
-    if fused:
-        draft.config["target_parameters"] = sorted(site for several in fused.values() for site in several)
+    if bare:
+        draft.config["target_parameters"] = sorted(site for several in bare.values() for site in several)
 
 
 def _factor(kind: Any) -> float:
@@ -69,18 +71,18 @@ def _lengths(place: Place) -> Tensor:
     return (weight.mT if place.site.form in ("transposed", "embedding") else weight).flatten(1).norm(dim=1)
 
 
-def _experts(draft: Draft, owner: str, sites: list[str]) -> None:
-    """A (E r, i) and B (o, r E); several of one module are nested, the last of them outermost."""
+def _parameters(draft: Draft, owner: str, sites: list[str]) -> None:
+    """A and B of a matrix; A (E r, i) and B (o, r E) of E experts. Several of one module are nested, the last of them
+    outermost."""
     module = draft.model.get_submodule(owner)
     order = [f"{owner}.{name}" for name in module._parameters if f"{owner}.{name}" in sites]
     for depth, site in enumerate(reversed(order)):
         a, b = draft.params[site]["A"], draft.params[site]["B"]
-        if getattr(module, "is_transposed", False):
-            a, b = b.mT, a.mT
-        draft.put(
-            owner + ".base_layer" * depth,
-            lora_A__weight=a.flatten(0, 1), lora_B__weight=b.permute(1, 2, 0).flatten(1),
-        )  # fmt: skip
+        if a.ndim == 3:
+            if getattr(module, "is_transposed", False):
+                a, b = b.mT, a.mT
+            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+        draft.put(owner + ".base_layer" * depth, lora_A__weight=a, lora_B__weight=b)
 
 
 def adalora(draft: Draft, sites: Mapping[str, Kind]) -> None:
