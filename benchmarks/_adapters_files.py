@@ -15,6 +15,7 @@ import copy
 import json
 import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ BASES = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT)),
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
+}
+TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
+        "max_position_embeddings": 10}  # fmt: skip
+WORDS = {  # models whose head gives words: adapters' own class of each runs the inverse of an invertible adapter there
+    "bertlm": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**TINY)),
+    "robertalm": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**TINY)),
+    "distilbertlm": lambda: transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(**{**DISTIL, "dim": 8, "n_layers": 1}, max_position_embeddings=10)
+    ),
+    "gpt2lm": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT, "n_embd": 8, "n_layer": 1})),
+    "t5lm": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**{**T5, "d_model": 8, "d_kv": 4})),
 }
 PREFIX = adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=6)
 FLAT = adapters.PrefixTuningConfig(prefix_length=3, flat=True)
@@ -83,6 +95,7 @@ CASES = {
     "gpt2": ["pfeiffer", "houlsby-invertible", "parallel", "compacter"],
     "t5": ["pfeiffer", "cross", "parallel", "houlsby-invertible"],
     "vit": ["houlsby", "parallel", "plus", "pfeiffer"],
+    **{kind: ["inverse"] for kind in WORDS},
 }
 SETUPS = {
     "fuse": (["a", "b"], lambda: Fuse("a", "b"), adapters.SeqBnConfig(**QUARTER)),
@@ -174,20 +187,53 @@ def flexible(folder: Path, kept: dict[str, torch.Tensor], ids: torch.Tensor) -> 
     return {f"{key}.flex": value for key, value in outputs(model, ids).items()}
 
 
+def worded(model: Any) -> Any:
+    """adapters' own class of a model whose head gives words, with the same weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        own = adapters.AutoAdapterModel.from_pretrained(folder).eval()
+    own.config._name_or_path = ""
+    bias = model.get_output_embeddings().bias
+    if bias is not None:  # of BERT's kind it is not taken along
+        own.get_output_embeddings().bias.data = bias.data.clone()
+    return own
+
+
+def write_words(folder: Path, kind: str) -> None:
+    """A base whose head gives words, and an invertible adapter, with and without its inverse there."""
+    torch.manual_seed(0)
+    model, ids = WORDS[kind]().eval(), torch.randint(2, 20, (3, 5))
+    shake(model)
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()} | {"ids": ids}
+    kept |= {f"{key}.": value for key, value in outputs(model, ids).items()}
+    model = worded(model)
+    assert torch.allclose(outputs(model, ids)["logits"], kept["logits."], atol=1e-5)
+    model.add_adapter("inverse", config=METHODS["invertible"])
+    for parameter in [p for n, p in model.named_parameters() if ".inverse." in n]:
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.set_active_adapters("inverse")
+    kept |= {f"{key}.inverse": value for key, value in outputs(model, ids).items()}
+    model.save_adapter(str(folder / f"{kind}-inverse"), "inverse", with_head=False, use_safetensors=True)
+    save_file({key: value.contiguous() for key, value in kept.items()}, folder / f"{kind}.safetensors")
+
+
 def load(folder: Path, exported: Path) -> None:
     """The largest difference of logits from the checkpoint's own, as JSON by name, and what was missing."""
     found = {}
     for where in sorted(exported.iterdir()):
         kind, _, name = where.name.partition("-")
         saved = load_file(folder / f"{kind}.safetensors")
-        model = BASES[kind]().eval()
+        model = (BASES | WORDS)[kind]().eval()
         head = where / "head_config.json"
         if head.exists():
             model.config.num_labels = json.loads(head.read_text())["num_labels"]
             model = type(model)(model.config).eval()
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         model.load_state_dict({k: v for k, v in saved.items() if shapes.get(k) == v.shape}, strict=False)
-        adapters.init(model)
+        if kind in WORDS:
+            model = worded(model)
+        else:
+            adapters.init(model)
         said: dict = {}
         if (where / "adapter_setup.json").exists():
             model.load_adapter_setup(str(where), set_active=True, use_safetensors=True)
@@ -207,7 +253,7 @@ def main(*arguments: str) -> None:
         for old in Path(folder).glob(f"{kind}[-.]*"):
             old.unlink() if old.is_file() else shutil.rmtree(old)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write(Path(folder), kind)
+        (write_words if kind in WORDS else write)(Path(folder), kind)
     return None
 
 

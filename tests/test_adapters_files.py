@@ -39,6 +39,17 @@ BASES = {
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
 }
+TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
+        "max_position_embeddings": 10}  # fmt: skip
+BASES |= {  # whose head gives words
+    "bertlm": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**TINY)),
+    "robertalm": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**TINY)),
+    "distilbertlm": lambda: transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(**{**DISTIL, "dim": 8, "n_layers": 1}, max_position_embeddings=10)
+    ),
+    "gpt2lm": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT, "n_embd": 8, "n_layer": 1})),
+    "t5lm": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**{**T5, "d_model": 8, "d_kv": 4})),
+}
 TENSORS = {name: load_file(FOLDER / f"{name}.safetensors") for name in BASES}
 FOUND = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 REFUSED = {"bert-dora": "use_dora", "bert-reft": "architecture 'reft'"}
@@ -51,7 +62,7 @@ def base(kind):
     here = model.state_dict()
     tensors = {name if name in here else of_today(name): tensor for name, tensor in TENSORS[kind].items()}
     model.load_state_dict(tensors, strict=False)
-    tied = ("lm_head.weight", "embed_tokens.weight")
+    tied = ("lm_head.weight", "embed_tokens.weight", "decoder.weight", "decoder.bias", "vocab_projector.weight")
     assert not [name for name in here.keys() - tensors if "position_ids" not in name and not name.endswith(tied)]
     return model
 
@@ -67,7 +78,7 @@ def of_today(name):
 
 def run(kind, model):
     ids = TENSORS[kind]["ids"]
-    both = {"decoder_input_ids": ids} if kind == "t5" else {}
+    both = {"decoder_input_ids": ids} if kind in ("t5", "t5lm") else {}
     with torch.no_grad():
         out = model(ids, output_hidden_states=True, **both)
     return out.logits, (out.decoder_hidden_states if both else out.hidden_states)[-1]
@@ -200,16 +211,24 @@ def test_what_is_written_is_what_adapters_wrote(name, tmp_path):
     check(kind, short, model)
 
 
-def test_an_inverse_before_the_words_is_refused(tmp_path):
-    """adapters' own classes run it, and transformers' do not."""
-    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, max_position_embeddings=10)).eval()
-    assert mb.load(model, FOLDER / "bert-invertible")["adapters"].detach() is model
-    shutil.copytree(FOLDER / "bert-invertible", tmp_path / "flex")
-    said = json.loads((tmp_path / "flex" / "adapter_config.json").read_text())
-    (tmp_path / "flex" / "adapter_config.json").write_text(json.dumps({**said, "model_class": "BertAdapterModel"}))
-    with pytest.raises(FileError, match="runs the inverse"):
-        mb.load(model, tmp_path / "flex")
-    mb.load(base("bert"), tmp_path / "flex")
+def test_an_inverse_runs_before_the_words_where_it_did(tmp_path):
+    """Of adapters' own classes, and of its forerunner's; not of those of transformers, nor without such a head."""
+    word = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, max_position_embeddings=10)).eval()
+    first, last = "bert.embeddings.LayerNorm", "cls.predictions.decoder[before]"
+    said = json.loads((FOLDER / "bert-invertible" / "adapter_config.json").read_text())
+    for i, (change, model, sites) in enumerate([
+        ({}, word, {first}),
+        ({"model_class": "BertAdapterModel"}, word, {first, last}),
+        ({"version": None}, word, {first, last}),
+        ({"version": "3.2.1", "model_class": "BertModelWithHeads"}, word, {first, last}),
+        ({"model_class": "BertAdapterModel"}, base("bert"), {first}),
+    ]):  # fmt: skip
+        shutil.copytree(FOLDER / "bert-invertible", tmp_path / f"{i}")
+        (tmp_path / f"{i}" / "adapter_config.json").write_text(json.dumps({**said, **change}))
+        bay = mb.load(model, tmp_path / f"{i}")["adapters"]
+        have = {site for site, one in bay.modulars.items() if isinstance(one.order[0].kind, mb.Invertible)}
+        assert have == sites
+        bay.detach()
 
 
 @pytest.mark.parametrize("name", SETUPS)

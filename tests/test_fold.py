@@ -140,7 +140,7 @@ def test_a_matrix_that_is_no_layer_s_has_no_bias():
     trained(mb.attach(net, at="gate.weight", modules={"a": mb.LoRA(2, bias=True)})).use("a")
     with pytest.raises(CompositionError, match="no bias to move"):
         net["gate"](x)
-    with pytest.raises(MatchError, match="has no output"):
+    with pytest.raises(MatchError, match="without an output"):
         mb.attach(net, at=mb.part("gate.weight", 0, 2), modules={"a": mb.LoRA(2)}, name="part")
 
 

@@ -257,9 +257,10 @@ def test_a_module_alone_loads_without_its_bay(saved, net, x):
     [
         [mb.part("trunk.0", 0, 2), mb.part("trunk.0", 4, 8)],
         mb.at("trunk", features=8),
+        mb.before("trunk.2"),
         "",
     ],
-    ids=["slices", "width", "root"],
+    ids=["slices", "width", "before", "root"],
 )
 def test_sites(net, x, tmp_path, at):
     work = copy.deepcopy(net)

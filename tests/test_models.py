@@ -80,6 +80,7 @@ def vectors(b=4):
 MODELS = {
     "gpt2": (gpt2, text, "*.c_attn", mb.LoRA(4)),
     "gpt2-slice": (gpt2, text, mb.part("*.c_attn", 64, 96), mb.LoRA(4)),
+    "gpt2-before": (gpt2, text, mb.before("lm_head"), mb.Bottleneck(4)),
     "llama": (llama, text, ["*.q_proj", "*.v_proj", "*.down_proj"], mb.LoRA(4)),
     "llama-block": (llama, text, "model.layers.?", mb.Bottleneck(4)),
     "llama-ia3": (llama, text, ["*.k_proj", "*.v_proj"], mb.IA3()),
@@ -89,6 +90,7 @@ MODELS = {
     "bert-span": (bert, text, mb.span("*.intermediate.dense", "*[0-9].output.dense"), mb.Bottleneck(4)),
     "bert-embedding": (bert, text, "embeddings.word_embeddings", mb.LoRA(4)),
     "t5": (t5, pairs, ["*.q", "*.v"], mb.LoRA(4)),
+    "t5-before": (t5, pairs, mb.before("*.wo"), mb.Bottleneck(4)),
     "t5-ff": (t5, pairs, "*.DenseReluDense", mb.Bottleneck(4)),
     "vit": (vit, pixels, "*.layer*.attention.*", mb.LoRA(4)),
     "mixtral": (mixtral, text, "*.self_attn.q_proj", mb.LoRA(4)),

@@ -39,6 +39,7 @@ from .merge import MergeReport as MergeReport
 from .modules import *
 from .routing import *
 from .seams import at as at
+from .seams import before as before
 from .seams import part as part
 from .seams import role as role
 from .seams import span as span

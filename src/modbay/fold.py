@@ -156,7 +156,7 @@ def _check(place: Place, parts: list[tuple[Part, float]]) -> None:
     """Raise CompositionError if these parts can't be folded at this place."""
     site = place.site
     kinds = [part.kind for part, _ in parts]
-    if _full(parts) and place.features is None and place.entry is None and not place.site.bare:
+    if _full(parts) and place.whole and not site.bare:
         return
     plain("fold", place)
     entering = [kind.enters for kind in kinds]
@@ -184,9 +184,9 @@ def _unpack(fitting: Fitting, done: Folded, place: Place, dequantise: bool) -> N
 def plain(verb: str, place: Place) -> None:
     """Raise CompositionError unless f, at this place, is known to be a plain product with its weight, and a bias."""
     site, target = place.site, place.target
-    exact = site.form == "transposed" or place.site.bare or base_type(target) in AFFINE
+    exact = site.form == "transposed" or site.bare or base_type(target) in AFFINE
     whole = exact and target._parameters.get(site.parameter) is not None
-    if not whole or place.entry is not None:
+    if not whole or place.entry is not None or place.before:
         raise CompositionError(
             f"{verb} at site {site.name!r} ({base_type(target).__name__}): only exactly Linear, Conv1D, Conv1d … "
             f"Conv3d, Embedding, norms of torch and bare parameters are known to be affine. Attach at such a layer "
@@ -231,7 +231,8 @@ def _alone_here(fitting: Fitting, place: Place) -> None:
         for site, there in other.places.items():
             kinds = [part for part in other.modulars[site].order if part is not None]
             around = _contains(there.target, place.target) and any(isinstance(part.kind, Full) for part in kinds)
-            same = there.target is place.target and (inner or any(_reads_weight(part, there.site) for part in kinds))
+            at = there.target is place.target and not there.before
+            same = at and (inner or any(_reads_weight(part, there.site) for part in kinds))
             if around or same:
                 raise BayError(
                     f"fold: bay {state.name!r} is at work at {site!r} too, and would give other outputs when "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..abstract import Aggregator, Kind
 from ..errors import FileError, MatchError, ModbayError
-from ..seams import At, Pairs, at, part, places, span
+from ..seams import At, Pairs, at, before, part, places, span
 from ..types import Params
 from ._read import fill, fits
 
@@ -83,7 +83,9 @@ def together(path: Path, whose: str) -> Iterator[None]:
 
 
 def _what(site: str, width: int | None) -> At:
-    """What `at=` would say of a site: a module, a part of its output, or a span."""
+    """What `at=` would say of a site: a module, what goes into it, a part of its output, or a span."""
+    if (inner := site.removesuffix("[before]")) != site:
+        return before(glob.escape(inner), features=width)
     if cut := re.fullmatch(r"(.*)\[(\d+):(\d+)\]", site):
         return part(glob.escape(cut[1]), int(cut[2]), int(cut[3]))
     first, between, last = site.partition(":")

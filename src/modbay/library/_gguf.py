@@ -129,7 +129,7 @@ class _Names:
     def tensors(self, site: str, one: Plain) -> dict[str, Tensor]:
         """A and B of one weight, as llama.cpp has them."""
         place = self.fitting.places[site]
-        if place.features is not None or place.entry is not None:
+        if not place.whole:
             raise self._refuse(site, "it is at a part of a layer, and llama.cpp's are at whole ones")
         if place.site.form not in ("linear", "transposed", "embedding"):
             raise self._refuse(site, f"llama.cpp loads no LoRA of weights such as these ({place.site.form})")

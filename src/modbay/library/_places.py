@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core import describe
 from ..errors import FileError, MatchError
-from ..seams import At, Place, at, part, places, span
+from ..seams import At, Place, at, before, part, places, span
 
 
 def site_record(place: Place) -> dict[str, Any]:
@@ -20,11 +20,13 @@ def site_record(place: Place) -> dict[str, Any]:
         record["output"] = [place.features.start, place.features.stop]
     if place.entry is not None:
         record["from"] = place.entry
-    if place.site.bare:
+    if place.before:
+        record["before"] = True
+    if site.bare:
         record["parameter"] = site.parameter
     elif place.features is None and place.entry is None and site.form == "other":
         plain = describe(site.name, place.target)
-        if (plain.inputs, plain.outputs) != (site.inputs, site.outputs):
+        if (plain.inputs, plain.inputs if place.before else plain.outputs) != (site.inputs, site.outputs):
             record["features"] = site.inputs  # it was said by the user
     return record
 
@@ -54,6 +56,8 @@ def _what(name: str, record: Mapping[str, Any]) -> At:
     if "from" in record:
         first = str(record["from"])
         return span(glob.escape(first), glob.escape(name.removeprefix(first + ":")))
+    if record.get("before"):
+        return before(glob.escape(name.rpartition("[")[0]), features=record.get("features"))
     if "output" in record:
         start, stop = record["output"]
         return part(glob.escape(name.rpartition("[")[0]), start, stop)

@@ -83,6 +83,8 @@ def dump_at(at: Any) -> Any:
         return {"span": [dump_at(at.what), dump_at(at.until)]}
     if getattr(at, "output", None) is not None:
         return {"part": [dump_at(at.what), *at.output]}
-    if getattr(at, "features", None) is not None:
+    if getattr(at, "before", False) and at.features is None:
+        return {"before": dump_at(at.what)}
+    if getattr(at, "features", None) is not None and not at.before:
         return {"at": dump_at(at.what), "features": at.features}
     raise ConfigError(f"at={at!r}: only roles, name patterns, parts, spans and lists of these can be written as text.")

@@ -16,7 +16,7 @@ from ..abstract import Aggregator, Kind, Router
 from ..errors import ConfigError, ModbayError, listed
 from ..routing import ByLabel
 from ..seams import at as wide
-from ..seams import part, span
+from ..seams import before, part, span
 from ._at import place
 from ._classes import checked, found, made, near, signature
 from ._defaults import number
@@ -144,7 +144,8 @@ def _part(base: type, said: Any, where: str) -> Any:
 
 
 def _at(said: Any, where: str) -> Any:
-    """`at` of YAML: text, a list, {part: [WHAT, START, STOP]}, {span: [FIRST, LAST]} or {at: WHAT, features: N}."""
+    """`at` of YAML: text, a list, {part: [WHAT, START, STOP]}, {span: [FIRST, LAST]}, {before: WHAT} or {at: WHAT,
+    features: N}."""
     if isinstance(said, (list, tuple)) and said:
         return [_at(one, where) for one in said]
     if isinstance(said, str):
@@ -154,9 +155,11 @@ def _at(said: Any, where: str) -> Any:
             return part(_at(what, where), start, stop)
         case {"span": [first, last], **rest} if not rest:
             return span(_at(first, where), _at(last, where))
+        case {"before": what, **rest} if not rest:
+            return before(_at(what, where))
         case {"at": what, "features": int(features), **rest} if not rest:
             return wide(_at(what, where), features=features)
     raise ConfigError(
         f"{where}: {said!r:.80}: a role (role.ffn), a name pattern, {{part: [WHAT, START, STOP]}}, "
-        f"{{span: [FIRST, LAST]}}, {{at: WHAT, features: NUMBER}}, or a list of these is wanted."
+        f"{{span: [FIRST, LAST]}}, {{before: WHAT}}, {{at: WHAT, features: NUMBER}}, or a list of these is wanted."
     )

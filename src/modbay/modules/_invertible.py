@@ -17,9 +17,9 @@ from ..ops import linear
 from ..types import Params, System
 from ._common import ACTIVATIONS, drawn, known, positive
 
-INVERSE = "inverse/"  # how names begin at the second site, whose tensors are the first one's
 FORMULA = "tests/test_function.py::test_an_invertible_adapter_is_the_nice_coupling_and_its_inverse"
 SAME = "tests/test_adapters.py::test_the_same_weights_give_the_same_hidden_states"
+WORDS = "tests/test_invertible.py::test_language_adapters_are_the_formula_and_learn_from_both_uses"
 TIED = "tests/test_function.py::test_the_inverse_of_an_invertible_adapter_shares_its_tensors"
 
 
@@ -28,10 +28,14 @@ class Invertible(FunctionComposition):
     """[o₁ ; o₂] with o₁ = F(e₂) + e₁, o₂ = G(o₁) + e₂, e = [e₁ ; e₂] = f(x); at the second site the inverse,
     e₂ = o₂ − G(o₁), e₁ = o₁ − F(e₂), by the same F and G, W_up σ(W_down v + b_down) + b_up.
 
-        mb.attach(model, at=["bert.embeddings.LayerNorm", "cls.predictions.transform"], modules={"de": mb.Invertible()})
+        ends = ("bert.embeddings.LayerNorm", mb.before(mb.role.head))
+        language = {ends: mb.Invertible(), mb.role.ffn_out: mb.Bottleneck(reduction=2)}
+        mb.attach(BertForMaskedLM(…), modules={"de": language, "sw": language}, name="language")
 
-    Sites in the model's order: the embeddings, and what gives the output layer its input; or the embeddings alone, for
-    a task without that layer. Both are d wide, on the last axis. reduction: of the half d/2 to the rows of W_down.
+    These are language adapters as MAD-X trains them, on masked words. Sites in the model's order: the embeddings, and
+    what goes into the output layer, or what gives it its input; or the embeddings alone, for a task without that layer.
+    Both are d wide, on the last axis. A mapping names the two in one tuple, or with one object: two Invertible() have F
+    and G each. F and G learn from both uses, and are saved once. reduction: of the half d/2 to the rows of W_down.
     std: None draws W_down as a Linear's weight and leaves W_up zero, so that the start is the base exactly; a number
     draws both from a normal (the authors' code: 0.02). Biases start at zero.
     Raises CompositionError for more than two sites, of different widths, or with their features elsewhere.
@@ -39,8 +43,9 @@ class Invertible(FunctionComposition):
 
     batched: ClassVar[bool] = True
     systems: ClassVar[tuple[System, ...]] = (
-        System((44,), "mb.Invertible()", (FORMULA, TIED, SAME), "invertible adapter"),
+        System((44,), "mb.Invertible()", (FORMULA, TIED, WORDS, SAME), "invertible adapter"),
     )
+    inverse: ClassVar[str] = "inverse/"  # how names begin at the second site, whose tensors are the first one's
     reduction: int | float = 2
     activation: str = "relu"
     std: int | float | None = None
@@ -60,12 +65,12 @@ class Invertible(FunctionComposition):
             widths = [f"{site.name}: {site.outputs}" for site in sites]
             raise CompositionError(
                 f"Invertible at {listed(widths)} ({type(first.module).__name__}): it goes to the embeddings, and its "
-                f"inverse to what gives the output layer its input; both as wide as each other, on the last axis. Give "
-                f"at=[EMBEDDINGS, LAST LAYER]."
+                f"inverse to what goes into the output layer; both as wide as each other, on the last axis. Give "
+                f"at=[EMBEDDINGS, mb.before(mb.role.head)]."
             )
         half = d // 2
         own = self._net(first, "F", d - half, half) | self._net(first, "G", half, d - half)
-        return {first.name: own} | {site.name: {INVERSE + name: t for name, t in own.items()} for site in rest}
+        return {first.name: own} | {site.name: {self.inverse + name: t for name, t in own.items()} for site in rest}
 
     def _net(self, site: Site, name: str, inputs: int, outputs: int) -> dict[str, Tensor]:
         size = max(1, int(inputs / self.reduction))
@@ -83,9 +88,9 @@ class Invertible(FunctionComposition):
     def change(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Tensor:
         half = y.shape[-1] // 2
         first, second = y[..., :half], y[..., half:]
-        if f"{INVERSE}F_up" in params:
-            more = -self._run(params, f"{INVERSE}G", first)
-            return torch.cat([-self._run(params, f"{INVERSE}F", second + more), more], -1)
+        if f"{self.inverse}F_up" in params:
+            more = -self._run(params, f"{self.inverse}G", first)
+            return torch.cat([-self._run(params, f"{self.inverse}F", second + more), more], -1)
         more = self._run(params, "F", second)
         return torch.cat([more, self._run(params, "G", first + more)], -1)
 

@@ -8,6 +8,7 @@ from ._fitting import pairs_of as pairs_of
 from ._match import At as At
 from ._match import Place as Place
 from ._match import at as at
+from ._match import before as before
 from ._match import named as named
 from ._match import part as part
 from ._match import places as places

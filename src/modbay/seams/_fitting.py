@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..abstract import Kind, Site
+from ..abstract import Generator, Kind, ParameterComposition, Site
 from ..core import BayState, Modular, Network, Session, as_kind, parameters
 from ..errors import BayError, CompositionError, LabelError
 from ..types import Params
@@ -130,6 +130,11 @@ class Fitting:
 
     def _fits(self, place: Place, kind: Any) -> None:
         """Raise CompositionError if the seam that is there already was made for other kinds."""
+        if place.before and isinstance(kind.kind if isinstance(kind, Generator) else kind, ParameterComposition):
+            raise CompositionError(
+                f"site {place.site.name!r}: {type(kind).__name__} changes parameters of f, and what goes into a layer "
+                f"has none. Attach it at the layer itself, or take a kind that acts on features (mb.Bottleneck …)."
+            )
         seat, modular = self.state.seats[place.site.name], self.modulars[place.site.name]
         keys = [key for key, other in seat.bays._modules.items() if other is modular]  # type: ignore[union-attr]
         seam: Seam = seat.seams[keys[0]]  # type: ignore[index, assignment]

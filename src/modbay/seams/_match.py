@@ -18,18 +18,25 @@ from ._roles import Role, match_role
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A site, and how its target is tapped: whole, a slice of its output, the end of a span, or a parameter of it."""
+    """A site, and how its target is tapped: whole, a slice of its output, the end of a span, a parameter of it, or what
+    goes into it."""
 
     site: Site
     target: nn.Module
     features: slice | None = None
     entry: str | None = None  # the target at which a span begins
+    before: bool = False  # whether the site is what goes into the target
+
+    @property
+    def whole(self) -> bool:
+        """Whether the site is the whole call of its target, or of a parameter of it."""
+        return self.features is None and self.entry is None and not self.before
 
     def view(self) -> Site:
         """The site with the weight and bias as a delta sees them: its own slice, and no narrower than float32."""
         own = self.target._parameters
         weight, bias = own.get(self.site.parameter), None if self.site.bare else own.get("bias")
-        if weight is None:
+        if weight is None or self.before:
             return self.site
         dtype = torch.promote_types(weight.dtype, torch.float32)
         cut = self.features or slice(None)
@@ -40,12 +47,13 @@ class Place:
 
 @dataclass(frozen=True)
 class At:
-    """A pattern with more said: see `at`, `part` and `span`."""
+    """A pattern with more said: see `at`, `part`, `span` and `before`."""
 
     what: Any
     features: int | None = None
     output: tuple[int, int] | None = None
     until: Any = None
+    before: bool = False
 
 
 def at(what: Any, *, features: int | None = None) -> At:
@@ -61,6 +69,17 @@ def part(what: Any, start: int, stop: int) -> At:
 def span(first: Any, last: Any) -> At:
     """From the input of `first` to the output of `last`, pair by pair: BERT's feed-forward part, which is no module."""
     return At(first, until=last)
+
+
+def before(what: Any, *, features: int | None = None) -> At:
+    """What goes into `what`, with the identity as f: a module there changes the input of a layer, whatever gives it.
+
+        mb.attach(model, at=mb.before(mb.role.head), modules={"a": mb.Bottleneck(8)})
+
+    The site is called NAME[before]. features: the width of that input, where it can't be read from the module. For
+    function compositions and networks; what changes f's parameters has none to change there, and is refused.
+    """
+    return At(what, features=features, before=True)
 
 
 def named(model: nn.Module) -> dict[str, nn.Module]:
@@ -98,10 +117,12 @@ def _places(model: nn.Module, what: Any) -> list[Place]:
     out = []
     for name in names(model, what.what):
         place = _place(model, name, what.features)
+        if what.before:
+            place = _entering(place)
         if what.output is not None:
             start, stop = what.output
             if place.site.bare:
-                raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} is a parameter, and has no output.")
+                raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} is a parameter, without an output.")
             width = place.site.outputs
             if width is not None and not 0 <= start < stop <= width:
                 raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} has outputs 0 … {width}.")
@@ -121,6 +142,17 @@ def _place(model: nn.Module, name: str, features: int | None = None) -> Place:
     form = "experts" if tensor.ndim == 3 else "linear"
     site = Site(name, form, tensor.shape[-1], tensor.shape[-2], -1, tensor.device, tensor.dtype, owner, last, bare=True)
     return Place(site, owner)
+
+
+def _entering(place: Place) -> Place:
+    """The place before a module; raises MatchError where what goes in has no features."""
+    site = place.site
+    if site.form == "embedding" or site.bare:
+        what = "token ids" if site.form == "embedding" else "no call of its own"
+        raise MatchError(f"mb.before({site.name!r}): {type(place.target).__name__} there takes {what}, no features.")
+    name = f"{site.name}[before]"
+    there = Site(name, "other", site.inputs, site.inputs, site.axis, site.device, site.dtype)
+    return Place(there, place.target, before=True)
 
 
 def _spans(model: nn.Module, what: At) -> list[Place]:

@@ -1,4 +1,5 @@
-"""Sites that are not a module's whole call: a slice of its output, a span over two modules, a parameter of it."""
+"""Sites that are not a module's whole call: a slice of its output, a span over two modules, a parameter of it, or what
+goes into it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,21 @@ class SpanSeam(Seam):
             if hook is self.entry:
                 del hooks[key]
                 self.first._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+class BeforeSeam(Seam):
+    """x is what goes into the target, and f the identity; the target is called with y instead."""
+
+    outermost = True
+
+    def through(self, modular, run, target, args, kwargs, c, route, aggregator) -> Any:
+        call = Function(run, args, kwargs, target, modular.site.name)
+        y = modular.run(Function(_same, (call.x,), {}), call.x, c, route, aggregator)
+        return call.finish(call(y))
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class ParameterSeam(Seam):

@@ -7,7 +7,7 @@ from torch import nn
 from ..abstract import Kind
 from ..errors import CompositionError
 from ._match import Place
-from ._places import ParameterSeam, SliceSeam, SpanSeam
+from ._places import BeforeSeam, ParameterSeam, SliceSeam, SpanSeam
 from ._prefix import PrefixSeam
 from ._prompt import InsertSeam, PromptSeam
 from ._seat import Seam, Seat
@@ -17,6 +17,8 @@ def seam_for(model: nn.Module, place: Place, kinds: Sequence[Kind], seat: Seat) 
     composed = [kind for kind in kinds if isinstance(kind, Kind) and kind.place]
     if composed:
         return _of_input(model, place, kinds, composed, seat)
+    if place.before:
+        return BeforeSeam()
     if place.entry is not None:
         return SpanSeam(model.get_submodule(place.entry), place.entry)
     if place.features is not None:
@@ -35,8 +37,10 @@ def _of_input(model: nn.Module, place: Place, kinds: Sequence[Kind], composed: S
             f"site {place.site.name!r} has {several} in one bay: input is composed apart from all else. Put the "
             f"prompts, or prefixes, into a second bay of their own (mb.attach(…, name=…))."
         )
-    if place.entry is not None or place.features is not None or place.site.bare:
-        raise CompositionError(f"site {place.site.name!r}: a slice, span or parameter has no input to compose.")
+    if not place.whole or place.site.bare:
+        raise CompositionError(
+            f"site {place.site.name!r}: a slice, span or parameter, or what goes into a layer, has no input to compose."
+        )
     if where == {"attention"}:
         return PrefixSeam(place.target, seat)
     return PromptSeam(place.target) if place.target is model else InsertSeam()

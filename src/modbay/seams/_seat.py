@@ -18,6 +18,7 @@ class Seam:
 
     prepares = False  # whether it takes part in `generate` of the root, by a method of that name
     place = ""  # of a seam for input compositions: theirs
+    outermost = False  # whether it goes around the target's other bays, whenever it was attached
 
     def through(
         self,
@@ -67,6 +68,8 @@ class Seat(nn.Module):
             n += 1
             key = f"{name}[{n}]"
         self.bays._modules[key], self.seams[key], self.owners[key] = modular, seam, name
+        for around in [key for key, other in self.seams.items() if other.outermost]:
+            self.bays._modules[around] = self.bays._modules.pop(around)
         modular.train(self.training)
 
     def take(self, name: str) -> None:

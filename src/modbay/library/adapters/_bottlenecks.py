@@ -157,18 +157,15 @@ def _rule(source: Source, path: str, own: dict[str, Tensor]) -> Tensor:
 
 
 def invertible(source: Source, method: Mapping[str, Any]) -> None:
-    """Behind the embeddings. adapters' own classes, BertAdapterModel …, run its inverse before a head that gives words
-    (those of transformers do not), which is refused."""
+    """Behind the embeddings, and its inverse before the layer that gives words, if the model has one and it is run
+    there: by adapters' own classes (BertAdapterModel …), and by its forerunner in all."""
     block = source.get(method, "inv_adapter", str)
     if block is None:
         return
-    get = getattr(source.model, "get_output_embeddings", None)
-    made = source.get(source.said, "model_class", str, "")
-    if made.endswith("AdapterModel") and get is not None and get() is not None:
-        raise FileError(
-            f"{source.path}: a {made} runs the inverse of its invertible adapter before a head that gives words, which "
-            f"modbay does not read. Load it onto a model with another head than {type(source.model).__name__}'s."
-        )
+    inverts = source.get(source.said, "model_class", str, "").endswith("AdapterModel") or not source.get(
+        source.said, "version", str, ""
+    ).startswith("adapters.")
+    last = words(source.model, source.modules) if inverts else None
     if block != "nice":
         raise source.refuse(f"inv_adapter={block!r:.40}")
     for path, own in source.take("invertible_adapters").items():
@@ -183,5 +180,14 @@ def invertible(source: Source, method: Mapping[str, Any]) -> None:
         reduction = source.get(method, "inv_adapter_reduction_factor", (int, float), 2)
         if int(half // reduction) != len(tensors["F_down"]):
             raise FileError(f"{source.path}/{CONFIG}: inv_adapter_reduction_factor={reduction} is not the tensors'.")
-        source.widths[site] = 2 * half
-        source.keep(site, Invertible(reduction, activation(source, method)), **tensors)
+        kind, source.widths[site] = Invertible(reduction, activation(source, method)), 2 * half
+        source.keep(site, kind, **tensors)
+        if last is not None:
+            source.keep(f"{last}[before]", kind, **{f"{kind.inverse}{name}": t for name, t in tensors.items()})
+
+
+def words(model: nn.Module, modules: Mapping[str, nn.Module]) -> str | None:
+    """The layer that gives words; None if the model has none."""
+    get: Any = getattr(model, "get_output_embeddings", None)
+    layer = None if get is None else get()
+    return None if layer is None else next((name for name, module in modules.items() if module is layer), None)

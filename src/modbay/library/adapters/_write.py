@@ -1,5 +1,6 @@
 """Writing a module as a checkpoint of adapters': its kinds and sites say which method it is, or which several."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,12 @@ def prepared(draft: Draft) -> Callable[[Path], Path]:
     said = top(draft)
     config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
     head = _head(draft, heads)
+    apart = said["model_class"].endswith("AdapterModel") and not draft.base  # T5's trunk is a module only there
+    front = f"{draft.model.base_model_prefix}." if apart else ""
 
     def make(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / TENSORS, {key: tensor.clone() for key, tensor in draft.tensors.items()})
+        write_tensors(folder / TENSORS, {f"{front}{key}": tensor.clone() for key, tensor in draft.tensors.items()})
         write_json(folder / CONFIG, {**said, "config": config, "name": draft.name})
         if head:
             write_tensors(folder / HEAD_TENSORS, head)
@@ -73,6 +76,8 @@ def top(draft: Draft) -> dict[str, Any]:
             f"and adapters loads onto models of transformers alone."
         )
     kind = type(draft.model).__dict__.get("_base", type(draft.model)).__name__
+    if any(site.endswith("[before]") for site in draft.kinds):  # of its classes, those that run an inverse there
+        kind = re.sub(r"(For[A-Z]|LMHead|Model$).*", "", kind) + "AdapterModel"
     return {"hidden_size": draft.width, "model_class": kind, "model_name": getattr(config, "_name_or_path", "") or "",
             "model_type": config.model_type, "version": VERSION}  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...abstract import Kind
 from ...aggregation import AdapterFusion, Again, Sequence, WeightedSum
 from ...modules import Bottleneck, Compacter, Invertible
-from ._bottlenecks import ACTIVATIONS, affine
+from ._bottlenecks import ACTIVATIONS, affine, words
 from ._draft import Draft
 from ._places import ATTENTION, CROSS, OUTPUT, End, inverted
 
@@ -36,8 +36,8 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
     if functions not in THEIRS:
         raise draft.refuse(next(iter(sites)), f"activation={functions!r} is none of adapters'")
     config["non_linearity"] = THEIRS[functions]
-    for site, kind in before.items():
-        config |= _invertible(draft, site, kind)
+    if before:
+        config |= _invertible(draft, before)
     if not rest:
         return config
     where = {site: found(draft, site) for site in rest}
@@ -142,10 +142,18 @@ def _phm(draft: Draft, site: str, kind: Compacter) -> dict[str, Tensor]:
     return out
 
 
-def _invertible(draft: Draft, site: str, kind: Any) -> dict[str, Any]:
-    own = draft.params[site]
+def _invertible(draft: Draft, sites: Mapping[str, Any]) -> dict[str, Any]:
+    """Behind the embeddings; its inverse, which is before the layer that gives words, is the same tensors."""
+    site, *rest = sites
+    kind, own, last = sites[site], draft.params[site], words(draft.model, draft.modules)
     if site != inverted(draft.model, draft.modules, draft.roles):
-        raise draft.refuse(site, "the invertible adapter, or its inverse, is not behind the embeddings")
+        raise draft.refuse(site, "the invertible adapter is not behind the embeddings")
+    for other in rest:
+        there = draft.params[other]
+        shared = there.keys() == {f"{kind.inverse}{name}" for name in own}
+        if other != f"{last}[before]" or not shared:
+            where = f"mb.before({last!r}) is the place" if last else "this model has none"
+            raise draft.refuse(other, f"the inverse is not before the layer that gives words: {where}")
     ends = {"down": "0__weight", "down_bias": "0__bias", "up": "2__weight", "up_bias": "2__bias"}
     names = {f"{net}__{theirs}": own[f"{net}_{ours}"] for net in "FG" for ours, theirs in ends.items()}
     inner = "encoder" if site.endswith("encoder.embed_tokens") else ""  # of T5, whose encoder keeps it

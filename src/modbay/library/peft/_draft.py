@@ -55,7 +55,7 @@ class Draft:
         """Raise CompositionError for a place that is no whole module."""
         for site in sites:
             place = self.places[site]
-            if place.features is not None or place.entry is not None or place.site.bare:
+            if not place.whole or place.site.bare:
                 raise self.refuse(site, "it is at a part of a layer, and peft's are at whole ones")
 
     def common(self, sites: Mapping[str, Any]) -> dict[str, Any]:
