@@ -87,13 +87,14 @@ ADAPTERS = """
 The same with [adapters](https://github.com/adapter-hub/adapters) 1.3.0: adapters → modbay, → adapters, → modbay, each
 against what adapters computed when it wrote the checkpoint. Heads come along, and setups (`adapter_setup.json`):
 AdapterFusion and stacks in and out, averages in, one bay for all of a folder. Prefixes, MAM and UniPELT are written by
-adapters as `.bin` alone, which modbay reads by a loader that runs nothing, and writes as safetensors
-(`load_adapter(…, use_safetensors=True)`). Bottlenecks go to BERT and its kin, GPT-2, T5 and ViT. An invertible adapter
-of a `BertAdapterModel` or its like, or from before adapters 1.0, is undone before a head that gives words, as it was
-there (`…lm, inverse`), and written as one of theirs; one of adapters' `BertForMaskedLM` and its like, which leave the
-inverse out, is read so. Refused are: DoRA, which adapters lets rescale biases; ReFT; bottlenecks at other models; and
-prefixes, with MAM and UniPELT, at GPT-2, T5 and ViT. Of setups `Parallel`, `BatchSplit` and `Split`, which say how one call is made, are not written, nor
-is `Average`: adapters 1.3's divides by the number of modules once more than it says, which modbay's does not.
+adapters as `.bin` alone, which modbay reads by a loader that runs nothing, and writes as safetensors (`load_adapter(…,
+use_safetensors=True)`). Bottlenecks go to BERT and its kin, GPT-2, T5 and ViT. An invertible adapter of a
+`BertAdapterModel` or its like, or from before adapters 1.0, is undone before a head that gives words, as it was there
+(`…lm, inverse`), and written as one of theirs; one of adapters' `BertForMaskedLM` and its like, which leave the inverse
+out, is read so. Refused are: DoRA, which adapters lets rescale biases; ReFT; bottlenecks at other models; and prefixes,
+with MAM and UniPELT, at GPT-2, T5 and ViT. Of setups `Parallel`, `BatchSplit` and `Split`, which say how one call is
+made, are not written, nor is `Average`: adapters 1.3's divides by the number of modules once more than it says, which
+modbay's does not.
 
 | checkpoint | adapters → modbay | → adapters | → modbay | changed | as |
 | --- | --- | --- | --- | --- | --- |

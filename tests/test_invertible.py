@@ -235,6 +235,20 @@ def test_a_new_language_changes_nothing_and_what_was_undone_comes_back():
     assert torch.equal(model(IDS).logits, plain.logits)
 
 
+def test_equal_kinds_of_a_module_are_one(tmp_path):
+    """Said in one place or in two: it is one module, in the model as in its file."""
+    model = bert()
+    kinds = {ENDS[0]: mb.Invertible(), ENDS[1]: mb.Invertible(), mb.role.query: mb.Invertible(3)}
+    bay = mb.attach(model, modules={"de": kinds}).use("de")
+    assert len(bay.parameters()) == 16
+    shake(bay.parameters())
+    wanted = model(IDS).logits
+    bay.save(tmp_path)
+    other = bert()
+    assert len(mb.load(other, tmp_path)["modules"].use("de").parameters()) == 16
+    assert torch.equal(other(IDS).logits, wanted)
+
+
 def test_it_is_saved_once_and_loaded_and_copied(tmp_path):
     model = bert()
     bay = attached(model)

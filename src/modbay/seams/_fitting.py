@@ -118,14 +118,16 @@ class Fitting:
                 part.train(modular.training)
 
     def _made(self, pairs: Pairs, known: Mapping[str, Params] | None) -> dict[str, dict[str, Tensor]]:
-        """A new module's parameters by site: each kind makes those of all its sites together."""
+        """A new module's parameters by site: each kind makes those of all its sites together, and equal ones are one, as
+        in files."""
         by_kind: dict[int, tuple[Kind, list[Site]]] = {}
         for place, kind in pairs:
-            by_kind.setdefault(id(kind), (kind, []))[1].append(self.modulars[place.site.name].site)
+            if isinstance(kind, Kind) and not isinstance(kind, Network):
+                number = self.state.inventory.number(kind)
+                by_kind.setdefault(number, (kind, []))[1].append(self.modulars[place.site.name].site)
         made: dict[str, dict[str, Tensor]] = {}
         for kind, sites in by_kind.values():
-            if isinstance(kind, Kind) and not isinstance(kind, Network):
-                made |= parameters(kind, kind.init(sites) if known is None else kind.restore(sites, known))
+            made |= parameters(kind, kind.init(sites) if known is None else kind.restore(sites, known))
         return made
 
     def _fits(self, place: Place, kind: Any) -> None:
