@@ -41,8 +41,10 @@ BASES = {
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(
         transformers.DistilBertConfig(**DISTIL, **PLACES)
     ),
-    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT)),
+    # Eager, as adapters' prefixes hide the nearest tokens from each other under "sdpa", where no text is padded.
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT, attn_implementation="eager")),
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    "mt5": lambda: transformers.MT5ForConditionalGeneration(transformers.MT5Config(**{**T5, "num_layers": 2})),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
 }
 TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
@@ -84,17 +86,20 @@ METHODS = {
     "prefix-flat": FLAT,
     "mam": adapters.MAMConfig(PREFIX, adapters.ParBnConfig(**QUARTER)),
     "unipelt": adapters.UniPELTConfig(PREFIX, adapters.SeqBnConfig(**QUARTER), adapters.LoRAConfig(r=2, alpha=2)),
+    "unipelt-flat": adapters.UniPELTConfig(FLAT, adapters.SeqBnConfig(**QUARTER), adapters.LoRAConfig(r=2, alpha=2)),
     "cross": adapters.DoubleSeqBnConfig(**QUARTER, cross_adapter=True),
     "dora": adapters.DoRAConfig(r=2, alpha=2),
     "reft": adapters.LoReftConfig(),
 }
+ROWS = ["prefix", "prefix-flat", "mam", "lora", "lora-all", "ia3"]
 CASES = {
-    "bert": [name for name in METHODS if name != "cross"],
+    "bert": [name for name in METHODS if name not in ("cross", "unipelt-flat")],
     "roberta": ["pfeiffer", "lora", "prefix-flat", "houlsby-invertible"],
     "distilbert": ["pfeiffer", "parallel", "ia3", "prefix-flat"],
-    "gpt2": ["pfeiffer", "houlsby-invertible", "parallel", "compacter"],
-    "t5": ["pfeiffer", "cross", "parallel", "houlsby-invertible"],
-    "vit": ["houlsby", "parallel", "plus", "pfeiffer"],
+    "gpt2": ["pfeiffer", "houlsby-invertible", "parallel", "compacter", *ROWS, "unipelt"],
+    "t5": ["pfeiffer", "cross", "parallel", "houlsby-invertible", *ROWS, "unipelt-flat"],
+    "mt5": ["pfeiffer", "houlsby-invertible", "prefix-flat", "lora-all", "ia3"],
+    "vit": ["houlsby", "parallel", "plus", "pfeiffer", *ROWS, "unipelt"],
     **{kind: ["inverse"] for kind in WORDS},
 }
 SETUPS = {
@@ -123,6 +128,8 @@ def outputs(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor
 def base(kind: str) -> tuple[Any, torch.Tensor]:
     model = BASES[kind]().eval()
     shake(model)
+    if kind == "mt5":
+        model.lm_head.weight.data.copy_(model.shared.weight)  # which transformers 5 has as one
     return model, torch.randn(3, 3, 4, 4) if kind == "vit" else torch.randint(2, 20, (3, 5))
 
 
@@ -141,7 +148,7 @@ def write(folder: Path, kind: str) -> None:
             torch.nn.init.normal_(parameter, std=0.4)
         model.set_active_adapters(name)
         kept |= {f"{key}.{name}": value for key, value in outputs(model, ids).items()}
-        tied = "prefix" in name or name in ("mam", "unipelt", "normed")  # safetensors refuses what is there twice
+        tied = any(part in name for part in ("prefix", "mam", "unipelt", "normed"))  # safetensors refuses what is twice
         headed = name == "pfeiffer" and any("classifier" in n for n in kept)  # this one learned its head
         if headed:
             head = {n: p.detach().clone() for n, p in model.named_parameters() if "classifier" in n}

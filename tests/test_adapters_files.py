@@ -37,6 +37,7 @@ BASES = {
     ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT)),
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    "mt5": lambda: transformers.MT5ForConditionalGeneration(transformers.MT5Config(**{**T5, "num_layers": 2})),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
 }
 TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
@@ -78,7 +79,7 @@ def of_today(name):
 
 def run(kind, model):
     ids = TENSORS[kind]["ids"]
-    both = {"decoder_input_ids": ids} if kind in ("t5", "t5lm") else {}
+    both = {"decoder_input_ids": ids} if kind in ("t5", "mt5", "t5lm") else {}
     with torch.no_grad():
         out = model(ids, output_hidden_states=True, **both)
     return out.logits, (out.decoder_hidden_states if both else out.hidden_states)[-1]
@@ -454,7 +455,7 @@ def test_other_models(tmp_path):
     bay = mb.attach(
         other, modules={"p": mb.Prefix(3), "f": {"*.down_proj": mb.LoRA(2)}, "b": {"*.mlp": mb.Bottleneck(2)}}
     )
-    for name, why in {"p": "not as BERT's", "f": "otherwise", "b": "no end of attention"}.items():
+    for name, why in {"p": "are not known", "f": "otherwise", "b": "no end of attention"}.items():
         with pytest.raises(CompositionError, match=why):
             bay.export(tmp_path / name, name, format="adapters")
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..abstract import Context
 from ..core import Function, Modular, base_type, extended
 from ..errors import CompositionError, SiteError
+from ._match import named
 from ._seat import Seam, Seat
 
 NAME = "modbay"
@@ -28,7 +30,7 @@ class PrefixSeam(Seam):
 
     place = "attention"
 
-    def __init__(self, target: nn.Module, seat: Seat):
+    def __init__(self, target: nn.Module, seat: Seat, table: nn.Module | None = None):
         base = base_type(target)
         config = getattr(target, "config", None)
         names = inspect.unwrap(base.forward).__code__.co_names
@@ -41,9 +43,10 @@ class PrefixSeam(Seam):
             raise CompositionError(f"Prefix at {base.__name__}: reorder_and_upcast_attn has no place for a prefix.")
         other = next((s for s in seat.seams.values() if isinstance(s, PrefixSeam)), None)
         self.config = config if other is None else other.config  # the model's own, and its kernel
-        self.target = target
+        self.target, self.table = target, table
         self.owner = other is None
         self.now: tuple[Tensor, Tensor | None] | None = None  # the prefixes of the call that is under way
+        self.relative = False  # whether they have positions, under a bias
         self.met = False
         self.source = base.__module__  # where its eager attention is written
         _kernel(self.source, self.config)
@@ -56,6 +59,7 @@ class PrefixSeam(Seam):
                 route: Any, aggregator: Any) -> Any:  # fmt: skip
         x = Function(run, args, kwargs, target, modular.site.name).x
         before, self.met = self.now, False
+        self.relative = self._counts(modular, kwargs)
         self.now = extended(modular, x, c, route, aggregator)
         try:
             out = run(*args, **kwargs)
@@ -68,6 +72,21 @@ class PrefixSeam(Seam):
             )
         return out
 
+    def _counts(self, modular: Modular, kwargs: dict) -> bool:
+        """Whether the prefixes of a bay have positions; raises CompositionError where not all have, or none can."""
+        said = {counts(part.kind) for part in modular.order if part is not None}
+        if said == {True, False}:
+            raise CompositionError(
+                f"Prefix(relative=True) at site {modular.site.name!r}: another module of the bay has relative=False, "
+                f"and positions are counted in one way for all rows. Put it into a bay of its own."
+            )
+        if True in said and (self.table is None or kwargs.get("key_value_states") is not None):
+            raise CompositionError(
+                f"Prefix(relative=True) at site {modular.site.name!r}: this attention has no bias of relative "
+                f"positions in which a prefix could have its own. Leave relative out there."
+            )
+        return True in said
+
     def undo(self) -> None:
         if self.owner:
             self.target.config = self.config  # type: ignore[assignment]
@@ -78,6 +97,20 @@ class PrefixSeam(Seam):
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         register()  # the copy may live in a process that has not heard of us
+
+
+def counts(kind: Any) -> bool:
+    """Whether a prefix has positions under a bias; of a generator, what it generates."""
+    return bool(getattr(getattr(kind, "kind", kind), "relative", False))
+
+
+def biased(model: nn.Module, target: nn.Module) -> nn.Module | None:
+    """The attention whose table of relative positions biases this one: the nearest by name; None if there is none."""
+    names = {id(module): name.split(".") for name, module in named(model).items()}
+    own = names[id(target)]
+    tables = [m for m in model.modules() if getattr(m, "has_relative_attention_bias", False) and id(m) in names]
+    shared = lambda module: sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(own, names[id(module)], strict=False)))
+    return max(tables, key=shared, default=None)
 
 
 def register() -> None:
@@ -107,7 +140,12 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
     for seam in seams:
         seam.met = True
         if seam.now is not None:
-            given.append(seam.now)
+            given.append((*seam.now, seam.table if seam.relative else None))
+    if len(given) > 1 and any(table is not None for _, _, table in given):
+        raise CompositionError(
+            "Prefix(relative=True): prefixes of several bays meet in one attention, where none tells which is first. "
+            "Put them into one bay, and give it aggregator=mb.Concatenate()."
+        )
     kernel = _kernel(seams[0].source, seams[0].config)
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     flags = seams[0].config._attn_implementation == "sdpa"  # eager code knows no flag, only masks that are added
@@ -115,15 +153,31 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
         causal = causal and flags
     else:
         kwargs |= {} if is_causal is None else {"is_causal": is_causal}
-    for front, has in reversed(given):
+    for front, has, table in reversed(given):
         attention_mask = _mask(attention_mask, query, key, front, has, causal, flags)
         key, value = torch.cat([_of(front, 0, key), key], 2), torch.cat([_of(front, 1, value), value], 2)
         if position_bias is not None:
-            position_bias = F.pad(position_bias, (front.shape[-2], 0))
+            position_bias = _bias(position_bias, front.shape[-2], has, table)
         kwargs["is_causal"] = causal = False
     if position_bias is not None:
         kwargs["position_bias"] = position_bias
     return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _bias(bias: Tensor, n: int, has: Tensor | None, table: Any) -> Tensor:
+    """The bias β(j − i) of query i and key j, (1, heads, t, s), lengthened: 0 at a prefix; or, with the table that it
+    is looked up in, keys counted on from a row's first place, and queries as they are."""
+    if table is None:
+        return F.pad(bias, (n, 0))
+    t, s = bias.shape[-2:]
+    # Queries are the last t of s, or all keys further on are to their right, where a decoder has one bias for all.
+    further = table.compute_bias(t, t + n, device=bias.device)[..., t:].to(bias.dtype)
+    bias = torch.cat([bias, further.expand(len(bias), -1, -1, -1)], -1)  # β(j − i), j = 0 … s + n − 1
+    if has is None:
+        return bias
+    place = torch.cat([has.cumsum(-1) - 1, has.sum(-1, keepdim=True) + torch.arange(s, device=has.device)], -1)
+    place = place.clamp(min=0)[:, None, None, :].expand(-1, bias.shape[1], t, -1)
+    return bias.expand(len(has), -1, -1, -1).gather(-1, place)
 
 
 def _of(front: Tensor, which: int, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from ..abstract import Kind
 from ..errors import CompositionError
 from ._match import Place
 from ._places import BeforeSeam, ParameterSeam, SliceSeam, SpanSeam
-from ._prefix import PrefixSeam
+from ._prefix import PrefixSeam, biased
 from ._prompt import InsertSeam, PromptSeam
 from ._seat import Seam, Seat
 
@@ -42,5 +42,5 @@ def _of_input(model: nn.Module, place: Place, kinds: Sequence[Kind], composed: S
             f"site {place.site.name!r}: a slice, span or parameter, or what goes into a layer, has no input to compose."
         )
     if where == {"attention"}:
-        return PrefixSeam(place.target, seat)
+        return PrefixSeam(place.target, seat, biased(model, place.target))
     return PromptSeam(place.target) if place.target is model else InsertSeam()

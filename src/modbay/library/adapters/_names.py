@@ -9,6 +9,7 @@ LATER = (
     ("attention.attention.key", "attention.k_proj"),
     ("attention.attention.value", "attention.v_proj"),
     ("attention.output.dense", "attention.o_proj"),
+    ("attention.attention", "attention"),
     ("intermediate.dense", "mlp.fc1"),
     ("output.dense", "mlp.fc2"),
 )  # of a layer of ViT's: (then, now)

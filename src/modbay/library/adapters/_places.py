@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...core import describe
 from ...errors import FileError
 from ...seams import Roles
 from ._names import kind, then
@@ -41,6 +42,13 @@ FRONT: dict[str, tuple[tuple[str, str, str, str | None, str], ...]] = {
     ),
 }  # of layers with the norm in front: (projection, norm, adapters' place, what gives h + r: "" is the layer, the part)
 FRONT["mt5"] = FRONT["t5"]
+PREFIXES: dict[str, dict[str, str]] = {
+    "gpt2": {"attn": "self_prefix"},
+    "t5": {"layer.0.SelfAttention": "self_prefix", "layer.1.EncDecAttention": "cross_prefix"},
+    "vit": {"attention.attention": "self_prefix", "attention": "self_prefix"},  # as it was called once, and now
+}  # of layers with the norm in front: what adapters calls the prefixes of an attention
+PREFIXES["mt5"] = PREFIXES["t5"]
+FUSED = "attn.c_attn"  # GPT-2's query, key and value, in this order
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,28 @@ def end(source: Source, path: str) -> End:
     return table[name]
 
 
+def attentions(model: nn.Module, modules: Mapping[str, nn.Module], roles: Roles) -> dict[str, tuple[int, str]]:
+    """(layer, what adapters calls its prefix) of each attention, in order; {} of a model for which this is not known.
+    Layers are counted on from the encoder's to the decoder's."""
+    known = PREFIXES.get(kind(model))
+    if known is None:
+        table = ends(model, modules, roles)
+        place = "self" if any(path.rpartition(".")[2] in APART for path in table) else "self_prefix"
+        return {site: (i, place) for i, site in enumerate(roles["attention"])} if behind(table) else {}
+    out: dict[str, tuple[int, str]] = {}
+    for i, layer in enumerate(roles["block"]):
+        for inner, place in known.items():
+            site = f"{layer}.{inner}"
+            if site in roles["attention"]:
+                out[site] = (i, "encoder_prefix" if ".encoder.block." in f".{site}" else place)
+    return out
+
+
+def biased(model: nn.Module, place: str) -> bool:
+    """Whether there is a bias of relative positions at the attentions with these prefixes."""
+    return kind(model) in ("t5", "mt5") and place != "cross_prefix"
+
+
 def embedded(modules: Mapping[str, nn.Module], roles: Roles) -> str | None:
     """The norm that the embeddings end in, if they do."""
     tables = [name.rpartition(".")[0] for name in roles["embedding"]]
@@ -138,7 +168,18 @@ def behind_embeddings(source: Source, what: str) -> str:
     return name
 
 
-def projections(roles: Roles) -> dict[str, tuple[int, str]]:
-    """(layer, what adapters calls it) of each projection that a LoRA of adapters' may be at."""
+def projections(model: nn.Module, modules: Mapping[str, nn.Module], roles: Roles) -> dict[str, tuple[int, str]]:
+    """(layer, what adapters calls it) of each projection that a LoRA of adapters' may be at: "q", "k", "v",
+    "intermediate", "output"; behind "cross " those of the attention to an encoder, which go with the others."""
     names = {"query": "q", "key": "k", "value": "v", "ffn_in": "intermediate", "ffn_out": "output"}
-    return {site: (i, short) for role, short in names.items() for i, site in enumerate(roles[role])}
+    found = {site: (i, short) for role, short in names.items() for i, site in enumerate(roles[role])}
+    out: dict[str, tuple[int, str]] = {}
+    for site, (i, short) in found.items():
+        layer = next((n for n, block in enumerate(roles["block"]) if site.startswith(f"{block}.")), i)
+        if kind(model) in ("t5", "mt5") and site.endswith(".wi_0"):
+            continue  # of a gated pair adapters has LoRA at the other one
+        out[site] = (layer, f"cross {short}" if ".EncDecAttention." in site else short)
+    for layer, block in enumerate(roles["block"]) if kind(model) == "gpt2" else ():
+        width = describe("", modules[f"{block}.{FUSED}"]).features("outputs") // 3
+        out |= {f"{block}.{FUSED}[{i * width}:{(i + 1) * width}]": (layer, short) for i, short in enumerate("qkv")}
+    return out

@@ -1,14 +1,15 @@
 """adapters' prompts, which stand behind the embeddings, and prefixes, which are in one tensor for all layers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...core import describe
 from ...errors import FileError
 from ...modules import Prefix, Prompt
-from ._places import behind, behind_embeddings, ends
+from ._places import attentions, behind_embeddings, biased
 from ._source import CONFIG, Source
 
 BOTTLENECK = {"tokens": "wte.weight", "down": "control_trans.0.weight", "down_bias": "control_trans.0.bias",
@@ -28,9 +29,14 @@ def prompt(source: Source, method: Mapping[str, Any]) -> None:
 
 
 def prefix(source: Source, method: Mapping[str, Any]) -> None:
-    """One network for all layers, the parts of its last map side by side: (L 2 heads d, m). Or what it gives, flat:
-    (n L 2 heads d). It is in the file once for each layer, and once more."""
-    sites = attentions(source, method)
+    """For each kind of attention one network for all layers, the parts of its last map side by side, (L 2 heads d, m).
+    Or what it gives, flat: (n L 2 heads d). It is in the file once for each layer, and once more."""
+    table = attentions(source.model, source.modules, source.roles)
+    if not table:
+        raise FileError(
+            f"{source.path}: it has prefixes, and where adapters has them in layers as those of this "
+            f"{type(source.model).__name__} is not known: they are read onto models of BERT's kind, GPT-2, T5 and ViT."
+        )
     copies = list(source.take("prefix_tunings").values())
     if not copies:
         raise FileError(f"{source.file} has no prefix_tunings.{source.name}: not all of it was saved.")
@@ -38,42 +44,55 @@ def prefix(source: Source, method: Mapping[str, Any]) -> None:
     if any(other.keys() != first.keys() or not all(torch.equal(other[k], t) for k, t in first.items())
            for other in copies[1:]):  # fmt: skip
         raise FileError(f"{source.file}: the copies of its prefix, which is one for all layers, differ.")
-    places = {key.partition(".")[0] for key in first}
-    if len(places) != 1 or not places <= {"self_prefix", "self"}:
-        raise source.refuse(f"prefixes at {sorted(places)}, not at the attention over the input itself alone")
-    own = {key.partition(".")[2]: t for key, t in first.items()}
-    n = int(source.get(method, "prefix_length", (int, float), 30))
+    by_place: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in first.items():
+        by_place.setdefault(key.partition(".")[0], {})[key.partition(".")[2]] = tensor
+    out = source.get(method, "leave_out", list, [])
+    wanted = _wanted(source, method, table, out)
+    if by_place.keys() - wanted:
+        raise source.refuse(f"prefixes at {sorted(by_place)}, where this model has {sorted(wanted) or 'none'}")
+    for place, sites in wanted.items():
+        if place not in by_place:
+            raise FileError(f"{source.file} has no prefixes at {place!r}: not all of it was saved.")
+        _prefixes(source, method, place, sites, by_place[place])
+    _gates(source)
+
+
+def _wanted(
+    source: Source, method: Mapping[str, Any], table: Mapping[str, tuple[int, str]], out: Collection[int]
+) -> dict[str, list[str]]:
+    """The attentions that have a prefix, in order of the layers, by adapters' name for it."""
+    wanted: dict[str, list[str]] = {}
+    for site, (layer, place) in table.items():
+        flagged = place not in ("encoder_prefix", "cross_prefix") or source.get(method, place, bool, True)
+        if flagged and layer not in out:
+            wanted.setdefault(place, []).append(site)
+    for place, sites in wanted.items():
+        if biased(source.model, place) and len(sites) < sum(other == place for _, other in table.values()):
+            raise source.refuse(f"leave_out={sorted(out)}: behind a layer without a prefix adapters' T5 has no bias")
+    return wanted
+
+
+def _prefixes(
+    source: Source, method: Mapping[str, Any], place: str, sites: Sequence[str], own: dict[str, Tensor]
+) -> None:
+    n, layers = int(source.get(method, "prefix_length", (int, float), 30)), len(sites)
     _, heads, _, width = Prefix(n).init([describe(sites[0], source.modules[sites[0]])])[sites[0]]["prefix"].shape
-    layers = len(sites)
+    relative = biased(source.model, place)
     if source.get(method, "flat", bool, False):
         (whole,) = source.needs("prefix", own, "control_trans")
         table = whole.view(n, layers, 2, heads, width).permute(1, 2, 3, 0, 4)  # (L, 2, heads, n, d)
         for site, part in zip(sites, table, strict=True):
-            source.keep(site, Prefix(n), prefix=part)
+            source.keep(site, Prefix(n, relative=relative), place, prefix=part)
     else:
         if source.get(method, "non_linearity", str, "tanh").lower() != "tanh":
             raise source.refuse(f"non_linearity={method['non_linearity']!r:.40} in a prefix")
         parts = dict(zip(BOTTLENECK, source.needs("prefix", own, *BOTTLENECK.values()), strict=True))
         up, bias = (parts.pop(name).unflatten(0, (layers, 2, heads, width)) for name in ("up", "up_bias"))
-        kind = Prefix(n, bottleneck=len(parts["down"]))
+        kind = Prefix(n, bottleneck=len(parts["down"]), relative=relative)
         for i, site in enumerate(sites):
-            source.keep(site, kind, **parts, up=up[i], up_bias=bias[i])
+            source.keep(site, kind, place, **parts, up=up[i], up_bias=bias[i])
     source.done("prefix", own)
-    _gates(source)
-
-
-def attentions(source: Source, method: Mapping[str, Any]) -> list[str]:
-    """The attentions, in order of the layers, but those of layers that are left out."""
-    out = source.get(method, "leave_out", list, [])
-    sites = [site for i, site in enumerate(source.roles["attention"]) if i not in out]
-    if sites and not behind(ends(source.model, source.modules, source.roles)):
-        raise FileError(
-            f"{source.path}: it has prefixes, and whether adapters' are modbay's in layers as those of this "
-            f"{type(source.model).__name__} was not tried: they are read onto models of BERT's kind."
-        )
-    if not sites:
-        raise FileError(f"{source.path}: it has prefixes, and this {type(source.model).__name__} no attentions for it.")
-    return sites
 
 
 def _gates(source: Source) -> None:

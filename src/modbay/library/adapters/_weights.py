@@ -5,7 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ...core import describe
+from ...errors import FileError, listed
 from ...modules import IA3, LoRA
+from ._names import kind
+from ._places import FUSED
 from ._source import Source
 
 
@@ -19,9 +23,10 @@ def lora(source: Source, method: Mapping[str, Any]) -> None:
         raise source.refuse("use_dora=True: its DoRA rescales the layer's bias, too, and norms without alpha/r")
     if mode not in ("add", "scale"):
         raise source.refuse(f"composition_mode={mode!r:.40}")
-    for path, own in source.take("loras").items():
-        site = source.site(path)
+    for site, (path, own) in _loras(source, method, mode).items():
         gated = "gate.weight" in own
+        if gated and mode == "scale":
+            raise source.refuse("use_gating=True with composition_mode='scale': its gate scales the output itself")
         source.gate(path, site, own)
         if mode == "scale":
             (scale,) = source.needs(path, own, "lora_B")
@@ -31,6 +36,26 @@ def lora(source: Source, method: Mapping[str, Any]) -> None:
             r = len(a)
             source.keep(site, LoRA(r, float(r) if gated else alpha * r / rank), A=a, B=b)
         source.done(path, own)
+
+
+def _loras(source: Source, method: Mapping[str, Any], mode: str) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """(path, tensors) by site: where one weight is query, key and value in one (GPT-2), by the parts of its output."""
+    out: dict[str, tuple[str, dict[str, Tensor]]] = {}
+    for path, own in source.take("loras").items():
+        site = source.site(path)
+        if not (kind(source.model) == "gpt2" and site.endswith(f".{FUSED}")):
+            out[site] = (path, own)
+            continue
+        width = describe(site, source.modules[site]).features("outputs") // 3
+        said = source.get(method, "attn_matrices", list, ["q", "v"])
+        parts = [f"{site}[{i * width}:{(i + 1) * width}]" for i, one in enumerate("qkv") if one in said]
+        if mode == "scale" and len(parts) < 3 and source.get(method, "alpha", (int, float), 8) != 1:
+            raise source.refuse("an alpha, not 1, by which adapters scales the rest of query, key and value, too")
+        if not parts or any(len(tensor) % len(parts) for tensor in own.values()) or "vera_D" in own:
+            raise FileError(f"{source.file}: {path!r} is no LoRA of {len(parts)} parts of equal size, {listed(said)}.")
+        for i, part in enumerate(parts):
+            out[part] = (path, {key: tensor.chunk(len(parts))[i] for key, tensor in own.items()})
+    return out
 
 
 def _factors(source: Source, path: str, own: dict[str, Tensor]) -> list[Tensor]:

@@ -1,14 +1,17 @@
 """Prompts and prefixes as adapters keeps them: the inverse of `_prompts`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...abstract import Kind
 from ...modules import Prefix, Prompt
 from ._draft import Draft
-from ._places import APART, behind, embedded
+from ._names import then
+from ._places import attentions, biased, embedded
 from ._prompts import BOTTLENECK
 
 
@@ -27,37 +30,61 @@ def prompt(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
 
 
 def prefix(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
-    """In one tensor for all layers, under the name of each layer, and once more."""
-    order = [site for site in draft.roles["attention"] if site in sites]
-    if not behind(draft.ends):
-        raise draft.refuse(next(iter(sites)), "the layers are not as BERT's, for whose prefixes alone names are known")
-    if len(order) < len(sites):
-        raise draft.refuse(next(site for site in sites if site not in order), "there is no attention over the input")
-    kind = draft.common("the prefix", sites)
-    assert isinstance(kind, Prefix)
-    own = [draft.params[site] for site in order]
-    if kind.bottleneck is None:
-        table = torch.stack([params["prefix"] for params in own])  # (L, 2, heads, n, d)
-        tensors = {"control_trans": table.permute(3, 0, 1, 2, 4).flatten()}
-    else:
-        shared = {name: own[0][name] for name in ("tokens", "down", "down_bias")}
-        if any(not torch.equal(params[name], tensor) for params in own for name, tensor in shared.items()):
-            raise draft.refuse(order[0], "prefixes have tokens of their own at some sites, and adapters' share them")
-        up, bias = (torch.stack([params[name] for params in own]) for name in ("up", "up_bias"))
-        parts = {**shared, "up": up.flatten(0, 3), "up_bias": bias.flatten()}
-        tensors = {theirs.replace(".", "__"): parts[ours] for ours, theirs in BOTTLENECK.items()}
-    place = "self" if any(path.rpartition(".")[2] in APART for path in draft.ends) else "self_prefix"
-    named = {f"{place}__{name}": tensor for name, tensor in tensors.items()}
+    """For each kind of attention in one tensor for all layers, under the name of each layer, and once more."""
+    table = attentions(draft.model, draft.modules, draft.roles)
+    if not table:
+        raise draft.refuse(next(iter(sites)), "adapters' names of prefixes in such layers are not known")
+    strange = next((site for site in sites if site not in table), None)
+    if strange is not None:
+        raise draft.refuse(strange, "there is no attention at which adapters has a prefix")
+    for site, one in sites.items():
+        assert isinstance(one, Prefix)
+        if one.relative != biased(draft.model, table[site][1]):
+            raise draft.refuse(site, f"it has relative={one.relative}, and adapters' are {not one.relative} there")
+    kind = draft.common("the prefix", {site: replace(one, relative=False) for site, one in sites.items()})  # type: ignore
+    order = [site for site in table if site in sites]
+    out = _left_out(draft, {site: table[site] for site in order}, table)
+    named: dict[str, Tensor] = {}
+    for place in dict.fromkeys(table[site][1] for site in order):
+        tensors = _network(draft, kind, [site for site in order if table[site][1] == place])
+        named |= {f"{place}__{name}": tensor for name, tensor in tensors.items()}
     for site in order:
-        draft.put(f"{site}.prefix_tuning.pool", "prefix_tunings", **named)
+        draft.put(f"{then(draft.model, site)}.prefix_tuning.pool", "prefix_tunings", **named)
     draft.put(f"{draft.base}.prefix_tuning" if draft.base else "prefix_tuning", "prefix_tunings", **named)
     gated = draft.gated(order)
     for site in order if gated else ():
         weight, bias = draft.gates[site]
-        draft.put(f"{site}.prefix_tuning", "prefix_gates", weight=weight, bias=bias)
+        draft.put(f"{then(draft.model, site)}.prefix_tuning", "prefix_gates", weight=weight, bias=bias)
+    has = lambda place: place in {table[s][1] for s in order} or all(other != place for _, other in table.values())
     return {
-        "architecture": "prefix_tuning", "bottleneck_size": kind.bottleneck or 512, "cross_prefix": True,
-        "dropout": 0.0, "encoder_prefix": True, "flat": kind.bottleneck is None, "init_weights_seed": None,
-        "leave_out": [i for i, site in enumerate(draft.roles["attention"]) if site not in sites],
-        "non_linearity": "tanh", "prefix_length": kind.length, "shared_gating": True, "use_gating": gated,
+        "architecture": "prefix_tuning", "bottleneck_size": kind.bottleneck or 512, "cross_prefix": has("cross_prefix"),
+        "dropout": 0.0, "encoder_prefix": has("encoder_prefix"), "flat": kind.bottleneck is None,
+        "init_weights_seed": None, "leave_out": out, "non_linearity": "tanh", "prefix_length": kind.length,
+        "shared_gating": True, "use_gating": gated,
     }  # fmt: skip
+
+
+def _left_out(draft: Draft, where: Mapping[str, tuple[int, str]], table: Mapping[str, tuple[int, str]]) -> list[int]:
+    """The layers that have such attentions, and none with a prefix."""
+    wanted = {place for _, place in where.values()}
+    first = next(iter(where))
+    if "cross_prefix" in wanted and "self_prefix" not in wanted:
+        raise draft.refuse(first, "a layer of the decoder has a prefix at the one attention, and none at the other")
+    out = draft.left_out(where, wanted, set(table.values()))
+    for place in wanted:
+        if biased(draft.model, place) and any((i, place) in table.values() for i in out):
+            raise draft.refuse(first, "other layers have none, behind which adapters' T5 has no bias of positions")
+    return [i for i in out if any((i, place) in table.values() for place in wanted)]
+
+
+def _network(draft: Draft, kind: Prefix, order: Sequence[str]) -> dict[str, Tensor]:
+    own = [draft.params[site] for site in order]
+    if kind.bottleneck is None:
+        table = torch.stack([params["prefix"] for params in own])  # (L, 2, heads, n, d)
+        return {"control_trans": table.permute(3, 0, 1, 2, 4).flatten()}
+    shared = {name: own[0][name] for name in ("tokens", "down", "down_bias")}
+    if any(not torch.equal(params[name], tensor) for params in own for name, tensor in shared.items()):
+        raise draft.refuse(order[0], "prefixes have tokens of their own at some sites, and adapters' share them")
+    up, bias = (torch.stack([params[name] for params in own]) for name in ("up", "up_bias"))
+    parts = {**shared, "up": up.flatten(0, 3), "up_bias": bias.flatten()}
+    return {theirs.replace(".", "__"): parts[ours] for ours, theirs in BOTTLENECK.items()}
