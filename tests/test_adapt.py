@@ -14,6 +14,7 @@ from modbay.attach import bays
 from modbay.cli import app
 from modbay.data import Row
 from modbay.errors import CompositionError, ConfigError, DataError
+from modbay.library import Library
 from modbay.methods import search_weights
 from modbay.training.adapting._bench import copied
 from modbay.training.adapting._head import probe, probed
@@ -108,7 +109,8 @@ def trained(tiny_base, tmp_path_factory):
     def run(method, **more):
         if method not in made:
             given = {"base": str(tiny_base), "data": str(data), "by": "language", "method": method, "steps": 60,
-                     "batch": 16, "lr": 0.02, "probe": 100, "layers": 1, "evaluate_every": 60, "seed": 1}  # fmt: skip
+                     "batch": 16, "lr": 0.02, "probe": 100, "layers": 1, "evaluate_every": 60, "seed": 1,
+                     "licence": "CC-BY-4.0"}  # fmt: skip
             made[method] = training.train(training.config({**given, **more}), folder / method)
         return made[method]
 
@@ -158,6 +160,43 @@ def test_what_an_old_module_does_is_found(trained, rows, tmp_path):
     assert other.facts["adapt"]["head"] == "said-br"  # a way that tunes has a head of its own
 
 
+def record(run, module):
+    return json.loads((run.folder / "modules" / module / "module.json").read_text(encoding="utf-8"))
+
+
+def test_the_files_say_what_was_made_of_what(trained, rows, tmp_path):
+    run = trained("private")
+    made = training.adapt(run, rows, tmp_path / "new", value="language=pt", folds=2, steps=2, test=0.4, seed=3,
+                          ways=["average", "lorahub"])  # fmt: skip
+    came, data = made.facts["adapt"], made.facts["data"][-2:]
+    told = [json.loads(line) for line in (made.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    mine = [one for one in told if one["labels"]["language"] == "pt"]
+    assert {one["split"]: one["rows"] for one in data} == {"few": came["rows"], "test": len(mine)}
+    trial = next(row for row in made.facts["compare"]["rows"] if row["method"] == came["way"])
+    for module in ("arrivals/pt", "heads/said-pt"):
+        about = record(made, module)["about"]
+        assert about["labels"] == {"task": ["said"], "language": ["pt"]} and about["licence"] == "CC-BY-4.0"
+        right = sum(one["prediction"] == one["target"] for one in mine) / len(mine)
+        assert about["metrics"]["accuracy"] == pytest.approx(right, abs=1e-6)
+        assert [one.pop("name") for one in about["data"]] == ["pt.csv", "pt.csv"]
+        assert about["data"] == [{key: one[key] for key in ("sha256", "rows", "split")} for one in data]
+        figure = f"accuracy {trial['estimate']:.3f} ± {trial['error']:.3f} on {came['rows']} rows"
+        assert f"adapt: {came['way']}, cross-validated {figure}, seed 3; metrics of {len(mine)} test" in about["notes"]
+        assert len(about["embedding"]) == 32 and str(tmp_path) not in json.dumps(about)
+    wanted = [record(run, f"language/{name}")["content"] for name, weight in came["from"].items() if weight]
+    assert record(made, "arrivals/pt")["about"]["parents"] == wanted
+    assert record(made, "heads/said-pt")["about"]["parents"] == [record(run, "heads/said")["content"]]
+    for module in ("language/en", "language/odd", "heads/said"):  # these are what they were
+        assert record(made, module)["about"] == record(run, module)["about"]
+    found = Library(made.folder / "modules").search(labels={"language": "pt"})
+    assert [one.name for one in found] == ["arrivals/pt", "heads/said-pt"]
+    later = training.adapt(made, rows, tmp_path / "later", value="language=br", steps=1, ways=["scratch"], head="kept")
+    assert record(later, "arrivals/br")["about"].keys() == {"labels", "data", "licence", "notes", "embedding"}
+    assert "adapt: scratch, seed 0; metrics of 0 test rows" in record(later, "arrivals/br")["about"]["notes"]
+    for module in ("arrivals/pt", "heads/said-pt"):
+        assert record(later, module)["about"] == record(made, module)["about"]
+
+
 def read_row(run, language):
     return Row("rain sun", None, "music", "said", {"task": "said", "language": language}, "x:1")
 
@@ -176,6 +215,8 @@ def test_a_new_task_gets_a_head_of_its_own(trained, tmp_path):
     assert trials["routing-sigmoid"]["parameters"] == 3 + 2 * 32 + 2
     assert trials["routing-sigmoid"]["n"] == 12
     assert made.network().model(**batch(made, "where")).shape == (1, 2)
+    about = record(made, "heads/where")["about"]  # which was made of nothing
+    assert about["labels"] == {"task": ["where"]} and "parents" not in about and "metrics" not in about
 
 
 def batch(run, task):
@@ -193,6 +234,8 @@ def test_what_all_rows_share_stays_under_the_new_module(trained, rows, tmp_path)
     assert made.facts["adapt"]["head"] == "said" and "said-pt" not in bays(made.network().model)["heads"].names()
     assert made.facts["adapt"]["always"] == ["shared"]
     assert set(made.facts["adapt"]["from"]) == {"en", "de", "odd"}
+    contents = [record(run, f"language/{name}")["content"] for name in made.facts["adapt"]["from"]]
+    assert record(made, "arrivals/pt")["about"]["parents"] == contents
     network = made.network()
     said = network.routes.of(read_row(made, "pt"), network.keywords)
     assert bays(network.model)["language"].state.router.table[said["language"]] == ["shared"]
@@ -226,6 +269,8 @@ def test_other_kinds(tiny_base, tiny_generators, tmp_path, kind):
     made = training.adapt(run, str(new), tmp_path / "new", value="language=fr", folds=2, steps=2)
     assert len(made.facts["compare"]["rows"]) == 6 and made.facts["proof"][-1]["changed"] == 0
     assert made.facts["compare"]["metric"].startswith("accuracy" if kind == "tagging" else "− loss")
+    about = record(made, "arrivals/fr")["about"]
+    assert about["labels"]["language"] == ["fr"] and len(about["embedding"]) == 32
 
 
 @pytest.mark.parametrize(

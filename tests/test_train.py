@@ -21,7 +21,9 @@ pytest.importorskip("transformers")
 from conftest import tiny_rows, write_csv
 from modbay import training
 from modbay.cli import app
+from modbay.data import Row
 from modbay.errors import ConfigError, DataError
+from modbay.library import Library
 
 FAST = {"steps": 8, "batch": 8, "probe": 20, "lr": 3e-3}
 
@@ -88,6 +90,40 @@ def test_a_library_finds_what_a_run_leaves(tiny_base, tiny_csv, tmp_path):
         assert about["licence"] == "CC-BY-4.0" and "parents" not in about
         assert f"seed 1; metrics of {len(mine)} test rows" in about["notes"]
     assert str(tmp_path) not in json.dumps(found)
+
+
+def test_modules_are_found_by_rows_like_theirs(tiny_base, tiny_csv, tmp_path):
+    """A module's embedding is the mean of its training rows by the bare base, however it is trained."""
+    from transformers import AutoModel, AutoTokenizer
+
+    run = training.train(asked(tiny_base, tiny_csv, by="language", method="shared+private"), tmp_path / "run")
+    lib = Library(run.folder / "modules")
+    told = {one.name: lib.read(one.name).record["about"]["embedding"] for one in lib.entries()}
+    base, tokenizer = AutoModel.from_pretrained(tiny_base).eval(), AutoTokenizer.from_pretrained(tiny_base)
+    rows = [row for row in training.read_tasks(run.config).splits.train if row.labels["language"] == "de"]
+    with torch.no_grad():
+        each = [base(**tokenizer(row.text, return_tensors="pt")).last_hidden_state[0].mean(0) for row in rows]
+    assert 8 <= len(rows) <= 64
+    torch.testing.assert_close(torch.tensor(told["language/de"]), torch.stack(each).mean(0), rtol=1e-3, atol=1e-4)
+    network = run.network()
+    torch.testing.assert_close(torch.tensor(training.embedding(network, rows)), torch.tensor(told["language/de"]))
+    before = training.predict(network, rows)
+    for language in ("de", "en"):  # of rows that no module has seen
+        texts = [text for text, _, _ in tiny_rows((language,), 5, 9)]
+        new = [Row(text, None, None, "said", {"language": language}, "x:1") for text in texts]
+        found = [one.name for one in lib.search(near=training.embedding(network, new)) if "/shared" not in one.name]
+        assert found[0] == f"language/{language}"
+    assert training.predict(network, rows) == before
+
+
+def test_few_rows_have_no_embedding(tiny_base, tmp_path):
+    """It would tell of the rows themselves."""
+    rows = [*tiny_rows(("en",), 10), *tiny_rows(("de",), 2)]
+    data = write_csv(tmp_path / "said.csv", rows)
+    run = training.train(asked(tiny_base, data, by="language", method="private", test=0.0), tmp_path / "run")
+    lib = Library(run.folder / "modules")
+    has = {one.name for one in lib.entries() if "embedding" in lib.read(one.name).record["about"]}
+    assert "language/en" in has and "language/de" not in has
 
 
 def test_without_test_rows_there_are_no_metrics(tiny_base, tiny_csv, tmp_path):

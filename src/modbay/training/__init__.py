@@ -4,6 +4,7 @@ from ._build import bare_network as bare_network
 from ._config import Config as Config
 from ._config import config as config
 from ._config import read_config as read_config
+from ._embedding import embedding as embedding
 from ._fit import Ready as Ready
 from ._fit import fit as fit
 from ._fit import ready as ready

@@ -12,36 +12,47 @@ from ..metrics import Record
 from ._best import Module, used
 from ._build import Network
 from ._config import Config
+from ._embedding import embeddings
 from ._tasks import Tasks
 
 
 def about(
-    config: Config, network: Network, tasks: Tasks, records: Sequence[Record]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """{bay: {module: its `about`}} of the modules that learned.
+    config: Config, network: Network, tasks: Tasks, records: Sequence[Record], how: str = "",
+    made: Mapping[Module, Sequence[str]] | None = None,
+) -> dict[str, dict[str, dict[str, Any]]]:  # fmt: skip
+    """{bay: {module: its `about`}} of the modules that learned, or of those alone that were made.
 
-    **Arguments:** records: of the test rows, in their order; none without test rows.
+    **Arguments:** records: of the test rows, in their order; none without test rows. how: the command, and what it did,
+    if not `train` by the config's method. made: the modules, each with the contents of those it was made of.
 
     - labels: the task, and each label of `by`, with the values of the training rows that the module counts for: where
       a bay is routed by a label, those of that label; otherwise all.
     - metrics: of the test rows that it counts for, with all that counts for them beside it; of several tasks, the mean.
-    - data: the files of its tasks, as they were split; licence: the run's. notes: method, seed, number of test rows.
+    - data: the files of its tasks, as they were split; parents; licence: the run's. notes: how, seed, number of test
+      rows. embedding: the mean of 64 of its training rows, by the base alone.
     """
     splits = tasks.splits
     held = [*splits.train, *splits.validation, *splits.test] if config.streaming else splits.train
     tested = _by_module(network, zip(splits.test, records, strict=True))
-    method = config.method or ("bays" if config.bays is not None else "shared")
+    how = how or f"train: method {config.method or ('bays' if config.bays is not None else 'shared')}"
+    found = _by_module(network, zip(held, range(len(held)), strict=True))
+    found = {module: places for module, places in found.items() if made is None or module in made}
+    learned = {module: [i for i in places if i < len(splits.train)] for module, places in found.items()}
+    vectors = embeddings(network, splits.train, learned, config.seed)
     out: dict[str, dict[str, dict[str, Any]]] = {}
-    for (bay, name), rows in _by_module(network, zip(held, held, strict=True)).items():
-        mine = tested.get((bay, name), [])
+    for module, places in found.items():
+        rows, mine = [held[i] for i in places], tested.get(module, [])
         own = {row.task for row in rows}
         said = {
             "labels": _labels(rows, config.by),
             "metrics": _metrics(mine, tasks.kinds),
             "data": [_file(one) for one in tasks.files if one["task"] in own],
+            "parents": list(made[module]) if made else [],
             "licence": config.licence,
-            "notes": f"modbay train: method {method}, seed {config.seed}; metrics of {len(mine)} test rows.",
+            "notes": f"modbay {how}, seed {config.seed}; metrics of {len(mine)} test rows.",
+            "embedding": vectors.get(module),
         }
+        bay, name = module
         out.setdefault(bay, {})[name] = {key: value for key, value in said.items() if value}
     return out
 
@@ -62,8 +73,9 @@ def _by_module(network: Network, rows: Iterable[tuple[Row, Any]]) -> dict[Module
 
 
 def _labels(rows: Sequence[Row], by: Iterable[str]) -> dict[str, list[str]]:
-    found = {"task": sorted({row.task for row in rows})}
-    return found | {label: sorted({row.labels[label] for row in rows if row.labels.get(label)}) for label in by}
+    found = {"task": {row.task for row in rows}}
+    found |= {label: {row.labels[label] for row in rows if row.labels.get(label)} for label in by}
+    return {label: sorted(values) for label, values in found.items() if values}
 
 
 def _metrics(records: Sequence[Record], kinds: Mapping[str, str]) -> dict[str, float]:

@@ -94,14 +94,23 @@ class Encoder:
         pieces = {key: said[key] for key in ("input_ids", "attention_mask")}
         return Example(pieces, told, route, False, len(pieces["input_ids"]) >= self.max_length)
 
+    @property
+    def _left(self) -> bool:
+        return self.tokenizer.padding_side == "left"
+
+    def pieces(self, examples: Sequence[Example]) -> Batch:
+        """The tokenizer's tensors of a batch, padded."""
+        fill = {"input_ids": self.tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
+        names = examples[0].pieces
+        return {key: padded([e.pieces[key] for e in examples], fill[key], self._left) for key in names}
+
     def collate(self, examples: Sequence[Example], seed: int | None = None) -> Batch:
         """One padded batch: the tokenizer's tensors, `labels`, `measured` and a list a routing label.
 
         seed: of what is hidden from a masked language model, so that a batch is the same whenever it is made.
         """
-        left = self.tokenizer.padding_side == "left"
-        fill = {"input_ids": self.tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
-        batch: Batch = {key: padded([e.pieces[key] for e in examples], fill[key], left) for key in examples[0].pieces}
+        left = self._left
+        batch = self.pieces(examples)
         if self.kind in ("classification", "regression"):
             measured = torch.tensor([e.measured for e in examples])
             batch["labels"] = torch.tensor([float(e.target) for e in examples])

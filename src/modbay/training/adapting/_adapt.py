@@ -26,6 +26,7 @@ from ._bench import Bench, frozen
 from ._mix import choose, mean_and_error
 from ._place import Source, keep_own_head, make_place, source_of
 from ._rows import Newcomer, read_newcomer
+from ._told import made_of, told_of
 from ._ways import WAYS, Found
 
 METRICS = {"classification": "accuracy", "tagging": "accuracy", "regression": "1 − |error| / deviation"}
@@ -92,8 +93,11 @@ def adapt(
     said = facts(run, network, who, trials, way, verdict, found, modules) | {"command": command, "seed": seed}
     known = {**run.known, "kinds": {**run.known["kinds"], who.task: who.kind},
              "classes": {task: list(names) for task, names in network.encoder.classes.items()}}  # fmt: skip
+    tried = next((f"{one.score:.3f} ± {one.error:.3f} on {one.n} rows" for one in trials if one.way == way), "")
+    how = f"adapt: {way}" + (f", cross-validated {metric_of(who)} {tried}" if tried else "")
+    told = told_of(network, run.config, known, who, records, seed, how, made_of(place, modules, found, bench.keeps))
     with new_folder(out) as partial:
-        write(run, network, known, who, records, partial)
+        write(run, network, known, told, who, records, partial)
         after = prints(Run(partial, run.config, known, network.routes, {}).network(), old, progress, "After: the same")
         said["proof"] = [*run.facts.get("proof", []), proved(before, after, what)]
         if who.test:
@@ -204,7 +208,7 @@ def facts(
          "seconds": round(one.seconds, 1)} for one in trials
     ]  # fmt: skip
     compared = {
-        "metric": f"{METRICS.get(who.kind, '− loss a piece')}, cross-validated",
+        "metric": f"{metric_of(who)}, cross-validated",
         "rows": rows,
         "verdict": verdict,
         "budget": f"{len(who.few)} rows",
@@ -228,12 +232,18 @@ def facts(
     }
 
 
+def metric_of(who: Newcomer) -> str:
+    """What cross-validation measures."""
+    return METRICS.get(who.kind, "− loss a piece")
+
+
 def write(
-    run: Run, network: Network, known: dict[str, Any], who: Newcomer, records: Sequence[Record], folder: Path
-) -> None:
+    run: Run, network: Network, known: dict[str, Any], told: dict[str, Any], who: Newcomer, records: Sequence[Record],
+    folder: Path,
+) -> None:  # fmt: skip
     """All of the run's folder but its facts."""
     shutil.copyfile(run.folder / "run.yaml", folder / "run.yaml")
-    write_network(folder, network, known)
+    write_network(folder, network, known, told)
     file = run.folder / "predictions.jsonl"
     old = metrics.records(file) if file.is_file() else []
     metrics.write_records(folder / "predictions.jsonl", [*old, *records])

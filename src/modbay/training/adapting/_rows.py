@@ -52,8 +52,9 @@ def read_newcomer(
     parts, fixed, read = load(run, source, label, value, task, kind, text, target, test, seed)
     few = drawn([*parts.train, *parts.validation], kind, shots, seed)
     parts = data.Splits(few, [], parts.test)
+    path = {"test": test} if isinstance(test, str) else {}
     files = [
-        {"task": task, "split": "few" if name == "train" else name, "path": str(test if name == "test" else source),
+        {"task": task, "split": "few" if name == "train" else name, "path": str(path.get(name, source)),
          "rows": len(rows), "sha256": data.digest(rows)} for name, rows in parts.items() if rows
     ]  # fmt: skip
     classes = classes_of(run, few, label, task, kind)

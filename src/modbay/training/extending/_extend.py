@@ -87,7 +87,7 @@ def extend(
     network, rows = going.ready.network, [*going.old, *going.came.splits.test]
     records = predict(network, rows, progress=progress, what="Test, old and new together")
     shutil.copyfile(asked.run.folder / "run.yaml", partial / "run.yaml")
-    new = about(going.ready.config, network, going.ready.tasks, records[len(going.old) :])
+    new = about(going.ready.config, network, going.ready.tasks, records[len(going.old) :], "extend")
     write_network(partial, network, going.came.known, new)
     write_records(partial / "predictions.jsonl", records)
     ways = [{"fixed": fixed, "config": one.dump()} for fixed, one in [*arrived(asked.run), (asked.fixed, asked.config)]]
