@@ -27,6 +27,16 @@ Test = Annotated[str | None, typer.Option("--test", help="A file, or a share of 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Any other argument of a run: --set pool=[mean,max].")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The folder that is written.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Value = Annotated[list[str] | None, typer.Option("--value", help="LABEL=VALUE of all rows, where no column names it.")]
+OwnText = Annotated[list[str] | None, typer.Option("--text", help="The column of the text [the run's].")]
+Unknown = Annotated[str, typer.Option("--unknown", help="Rows of new label values: error, or base, without modules.")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Though the modules were made on another base.")]
+
+
+def texts(given: list[str] | None) -> str | list[str] | None:
+    """One column, or two."""
+    return None if not given else given[0] if len(given) == 1 else given
 
 
 def share(given: str | None) -> str | float | None:
