@@ -65,11 +65,13 @@ module moves the base's logits. Written by `python benchmarks/interop.py`; {wher
 """
 TAIL = """
 Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys
-are turned back, which is the same; where positions are learned, as in GPT-2, `mb.Shift` at their table does it; models
-that find them otherwise (OPT) are refused. In a batch of several modules positions must come with a row an example,
-`position_ids=`. peft itself has no prefixes at encoders that classify (BERT) with transformers 5. VeRA's matrices are
-peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file: what it gave is a
-prompt.
+are turned back, by the model's own rule, which is the same; where positions are looked up (GPT-2, OPT, BART) `mb.Shift`
+at their table does it; under T5's bias of relative positions they are `mb.Prefix(relative="front")`. Of an
+encoder-decoder peft passes every other row of its table on, so that with an even number of layers two have the same
+prefix: others are not written. Models that find their positions in their own way (M2M100) are refused. Under a window
+peft's prefix is left behind by a text that is longer; modbay's is always seen. peft itself has no prefixes at encoders
+that classify (BERT) with transformers 5. VeRA's matrices are peft's own draw, so that the products are kept, as LoRA.
+P-tuning's encoder is not in peft's file: what it gave is a prompt.
 
 peft's own tests run unchanged on modbay's modules (`python benchmarks/peft_tests.py`): peft makes each adapter,
 modbay reads it, and its first output is compared with peft's. Of the 38 in `test_mixed.py` (LoRA, LoHa, LoKr and

@@ -48,11 +48,20 @@ def opt():
     return transformers.OPTForCausalLM(config)
 
 
-def t5():
+def t5(layers=2):
     config = transformers.T5Config(
-        vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=layers, num_heads=4, decoder_start_token_id=0
     )
     return transformers.T5ForConditionalGeneration(config)
+
+
+BOTH = {"encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}  # fmt: skip
+
+
+def bart():
+    config = transformers.BartConfig(vocab_size=50, d_model=32, max_position_embeddings=40, **BOTH)
+    return transformers.BartForConditionalGeneration(config)
 
 
 def mixtral():
@@ -187,6 +196,13 @@ CASES |= {
         lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM"),
     )
     for kind, more in TURNED.values()
+}
+SPEAKS = {"task_type": "SEQ_2_SEQ_LM"}  # peft needs the decoder's layers; with an even number two have one prefix
+CASES |= {
+    "prefix at OPT": (opt, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
+    "prefix at T5": (t5, lambda: peft.PrefixTuningConfig(**PROMPT, **SPEAKS)),
+    "prefix at T5, three layers": (partial(t5, 3), lambda: peft.PrefixTuningConfig(**PROMPT, **SPEAKS)),
+    "prefix at BART": (bart, lambda: peft.PrefixTuningConfig(**PROMPT, **SPEAKS, num_layers=3)),
 }
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -417,16 +433,50 @@ def test_what_is_refused(name, tmp_path):
 
 
 def test_a_prefix_that_has_no_equal(tmp_path):
-    """OPT finds its learned positions in its own way, and peft's text begins at another one."""
+    """M2M100 finds its positions in its own way, and peft's text begins at another one."""
     torch.manual_seed(0)
-    base = opt().eval()
-    config = peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")
+    base = transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(vocab_size=50, d_model=32, **BOTH))
+    config = peft.PrefixTuningConfig(**PROMPT, **SPEAKS, num_layers=3)
     peft.get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
     with pytest.raises(FileError, match=r"begins at position 5.*can't be shifted"):
         mb.load(base, tmp_path)
     bay = mb.attach(gpt2(), mb.role.attention, {"de": mb.Prefix(3)})
     with pytest.raises(CompositionError, match=r"mb\.Shift\(3\)"):
         bay.export(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("make", "why"), [(llama, "has not relative=None"), (t5, "same prefix as at another layer")])
+def test_prefixes_that_peft_can_not_have(make, why, tmp_path):
+    how = {"relative": "front"}
+    bay = mb.attach(
+        make(), mb.role.attention if make is llama else "decoder*SelfAttention", {"de": mb.Prefix(3, **how)}
+    )
+    with pytest.raises(CompositionError, match=why):
+        bay.export(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["prefix at OPT", "prefix at T5", "prefix at BART"])
+def test_prefixes_by_example(name, tmp_path):
+    """Positions that a class of its own finds, or a bias of relative ones: of each row its own, in generation too."""
+    base, wanted = trained(name, tmp_path / "long")
+    bare, config = run(base), CASES[name][1]()
+    config.num_virtual_tokens = 2
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    theirs.save_pretrained(tmp_path / "short")
+    bay = mb.load(base, tmp_path / "long")["peft"]
+    bay.load(tmp_path / "short", add=True)
+    text = {"input_ids": IDS[[0, 1, 0]], "attention_mask": torch.ones(3, 6, dtype=torch.long)}
+    more = {"decoder_input_ids": IDS[[0, 1, 0]]} if base.config.is_encoder_decoder else {}
+    each = {"peft": ["long", "short", None]}
+    with torch.no_grad():
+        mixed = base(**text, **more, **each).logits
+    torch.testing.assert_close(mixed, torch.stack([wanted[0], run(theirs)[1], bare[0]]), **CLOSE)
+    how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together = base.generate(**text, **each, **how)
+    assert torch.equal(together, base.generate(**text, **each, **how, use_cache=False))
+    for i, one in enumerate(each["peft"]):
+        alone = {key: tensor[i : i + 1] for key, tensor in text.items()}
+        assert torch.equal(together[i : i + 1], base.generate(**alone, peft=[one], **how))
 
 
 def test_positions_are_shifted_by_example(tmp_path):

@@ -66,7 +66,9 @@ class Function:
     def _pick(self, argument: Any, rows: Tensor) -> Any:
         """These rows of another argument of the call: a mask, rotary positions."""
         if isinstance(argument, Tensor):
-            return argument[rows] if argument.ndim and len(argument) == len(self.x) else argument
+            apart = argument.ndim and len(argument) == len(self.x)
+            places = argument.ndim == 1 and len(argument) in self.x.shape[1:2]  # of the text, and not of rows
+            return argument[rows] if apart and not places else argument
         if isinstance(argument, (tuple, list)):
             items = [self._pick(item, rows) for item in argument]
             return items if isinstance(argument, list) else tuple(items)

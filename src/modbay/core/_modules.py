@@ -151,10 +151,17 @@ class Modules:
     def spread(self, routing: Routing, x: Tensor) -> Tensor:
         """x, but positions that come once for all examples, (t) or (1, t), as (b, t): a row for each that is routed."""
         once = not x.is_floating_point() and (x.ndim == 1 or (x.ndim == 2 and len(x) == 1))
-        if not once or not any(part is not None and part.kind.positions for part in self.parts):
+        if not once or not self._positions():
             return x
         table = routing.weights if routing.index is None else routing.index
         return x.expand(len(table), x.shape[-1])  # type: ignore[arg-type]
+
+    def each(self, y: Tensor, rows: int) -> Tensor:
+        """y, but what a table of positions gives once for all examples, (1, t, d), as (rows, t, d)."""
+        return y.expand(rows, *y.shape[1:]) if len(y) == 1 < rows and self._positions() else y
+
+    def _positions(self) -> bool:
+        return any(part is not None and part.kind.positions for part in self.parts)
 
     def check(self, routing: Routing, x: Tensor) -> None:
         """Raise SiteError if a routing is not for the rows of x, CompositionError if it parts what must not be."""

@@ -126,7 +126,7 @@ def _replace(m: Any, f: Any, x: Tensor, routing: Routing, c: Context) -> Tensor:
     needs = p.idle or not all(m.parts[g.ids[0]].kind.replaces for g in p.groups)
     if needs:
         y = f(x) if f is not None else torch.zeros_like(x)
-        y = y.flatten(0, flat - 1) if flat > 1 else y
+        y = m.each(y, len(rows)) if flat == 1 else y.flatten(0, flat - 1)
     outs = list(_groups(m, p, f, rows, y, c, tokens, full=True))
     if p.idle:  # without f, nothing is added: zeros as wide as what the modules give
         outs.append(outs[0].new_zeros(len(rows), *outs[0].shape[1:]) if f is None and outs else y)

@@ -41,14 +41,15 @@ class Prefix(InputComposition):
     only serves to train. heads, head_dim: of the keys, read from the module unless given.
     The official code of an encoder-decoder has tokens P' and W_down apart for its three attentions: say so by three
     kinds, {"encoder.*": mb.Prefix(…), "decoder.*SelfAttention": mb.Prefix(…), …}.
-    relative: where the attention has a bias by relative position (T5's), it is 0 at a prefix. True: keys are counted
-    from the prefix on, so that the text's begin at n, and queries from 0 as before, as the library adapters has it.
+    relative: where the attention has a bias by relative position (T5's), it is 0 at a prefix. "front": the prefix has
+    the positions right before the text's, −n … −1, as in peft. "keys": keys are counted from the prefix on, so that the
+    text's begin at n, and queries from 0 as before, as the library adapters has it.
     The text's positions start at 0; in peft they start at n: under rotary positions a prefix that was trained there has
     its keys turned back by n steps, which is the same; where positions are learned, `Shift(n)` at their table is. A
     module that runs several times in a pass (ALBERT's) has one prefix for all of them. A prefix has no position, so
     that under rotary positions the text's own must not depend on padding: with padding on the left, pass position_ids,
     as generate does. Attention weights that are asked for have n more columns. Raises CompositionError where a module
-    has no heads to be read, and of relative=True where there is no such bias.
+    has no heads to be read, and of relative= where there is no such bias.
     """
 
     batched: ClassVar[bool] = True
@@ -66,11 +67,13 @@ class Prefix(InputComposition):
     bottleneck: int | None = None
     heads: int | None = None
     head_dim: int | None = None
-    relative: bool = False
+    relative: str | None = None
 
     def __post_init__(self):
         if self.length < 1:
             raise CompositionError(f"Prefix(length={self.length}): a prefix has at least one place.")
+        if self.relative not in (None, "front", "keys"):
+            raise CompositionError(f"Prefix(relative={self.relative!r}): 'front', 'keys' or None.")
 
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         if self.bottleneck is None:

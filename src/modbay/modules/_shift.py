@@ -22,8 +22,9 @@ class Shift(Replacement):
     by: n. It has no parameters. Padding that has a position of its own (`padding_idx`, RoBERTa's) keeps it. peft has
     texts begin behind their prefix; modbay's `Prefix` leaves them where they are, and reads one of peft's as both.
     x: positions (b, t); or (1, t) or (t), looked up once for a whole batch: where examples are routed apart, each then
-    has a row of its own. Raises CompositionError at what is no Embedding, and where nothing would be left of the table,
-    CallError where a text reaches beyond it.
+    has a row of its own. Or what a class of Embeddings of its own makes positions from, a mask (OPT) or ids (BART): the
+    first n rows of its table are passed over. Raises CompositionError at what is no Embedding, and where nothing would
+    be left of the table, CallError where a text reaches beyond it.
     """
 
     batched: ClassVar[bool] = True
@@ -37,7 +38,7 @@ class Shift(Replacement):
     def init(self, sites: Sequence[Site]) -> dict[str, dict[str, Tensor]]:
         for site in sites:
             table: Any = site.module
-            if base_type(table) is not nn.Embedding:
+            if not issubclass(base_type(table), nn.Embedding):
                 raise CompositionError(
                     f"Shift at site {site.name!r} ({base_type(table).__name__}): positions are shifted at the "
                     f"Embedding that is looked up by them; this model finds them in another way."
@@ -50,11 +51,16 @@ class Shift(Replacement):
 
     def forward(self, params: Params, x: Tensor, f: Callable | None, c: Context) -> Tensor:
         table: nn.Embedding = f.module  # type: ignore[union-attr]
-        first = 0 if table.padding_idx is None else table.padding_idx + 1
+        plain = base_type(table) is nn.Embedding
+        first = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
         if x.shape[-1] + self.by + first > table.num_embeddings:
             raise CallError(
                 f"Shift(by={self.by}): a text of {x.shape[-1]} would end at position {x.shape[-1] + self.by} of "
                 f"{table.num_embeddings - first}: cut it at {table.num_embeddings - first - self.by}."
             )
+        if not plain:
+            own, rows = x.reshape(-1, x.shape[-1]), None if c.rows is None else c.rows.reshape(-1)
+            y = f.under({"weight": table.weight[self.by :]}, own, rows)  # type: ignore[union-attr]
+            return y.expand(len(own), -1, -1).reshape(*x.shape[:-1], *y.shape[-2:])
         moved = x + self.by
         return f(moved if table.padding_idx is None else torch.where(x == table.padding_idx, x, moved))  # type: ignore[misc]

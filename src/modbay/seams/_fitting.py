@@ -118,8 +118,7 @@ class Fitting:
                 part.train(modular.training)
 
     def _made(self, pairs: Pairs, known: Mapping[str, Params] | None) -> dict[str, dict[str, Tensor]]:
-        """A new module's parameters by site: each kind makes those of all its sites together, and equal ones are one, as
-        in files."""
+        """A new module's parameters by site: each kind makes those of all its sites together; equal ones are one."""
         by_kind: dict[int, tuple[Kind, list[Site]]] = {}
         for place, kind in pairs:
             if isinstance(kind, Kind) and not isinstance(kind, Network):

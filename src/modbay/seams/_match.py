@@ -122,7 +122,7 @@ def _places(model: nn.Module, what: Any) -> list[Place]:
         if what.output is not None:
             start, stop = what.output
             if place.site.bare:
-                raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} is a parameter, without an output.")
+                raise MatchError(f"mb.part({what.what!r}, …): {name!r} is a parameter, without an output.")
             width = place.site.outputs
             if width is not None and not 0 <= start < stop <= width:
                 raise MatchError(f"mb.part({what.what!r}, {start}, {stop}): {name!r} has outputs 0 … {width}.")

@@ -46,7 +46,7 @@ class PrefixSeam(Seam):
         self.target, self.table = target, table
         self.owner = other is None
         self.now: tuple[Tensor, Tensor | None] | None = None  # the prefixes of the call that is under way
-        self.relative = False  # whether they have positions, under a bias
+        self.relative: str | None = None  # how they have positions, under a bias
         self.met = False
         self.source = base.__module__  # where its eager attention is written
         _kernel(self.source, self.config)
@@ -59,7 +59,7 @@ class PrefixSeam(Seam):
                 route: Any, aggregator: Any) -> Any:  # fmt: skip
         x = Function(run, args, kwargs, target, modular.site.name).x
         before, self.met = self.now, False
-        self.relative = self._counts(modular, kwargs)
+        self.relative = self._counted(modular, kwargs)
         self.now = extended(modular, x, c, route, aggregator)
         try:
             out = run(*args, **kwargs)
@@ -72,20 +72,27 @@ class PrefixSeam(Seam):
             )
         return out
 
-    def _counts(self, modular: Modular, kwargs: dict) -> bool:
-        """Whether the prefixes of a bay have positions; raises CompositionError where not all have, or none can."""
-        said = {counts(part.kind) for part in modular.order if part is not None}
-        if said == {True, False}:
+    def _counted(self, modular: Modular, kwargs: dict) -> str | None:
+        """How the prefixes of a bay have positions; raises CompositionError where not all are alike, or none can."""
+        said = {relative(part.kind) for part in modular.order if part is not None}
+        how = max(said, key=str, default=None) if said != {None} else None
+        if len(said) > 1:
             raise CompositionError(
-                f"Prefix(relative=True) at site {modular.site.name!r}: another module of the bay has relative=False, "
-                f"and positions are counted in one way for all rows. Put it into a bay of its own."
+                f"Prefix(relative={how!r}) at site {modular.site.name!r}: another module of the bay has relative="
+                f"{next(one for one in said if one != how)!r}, and positions are counted in one way for all rows. Put "
+                f"it into a bay of its own."
             )
-        if True in said and (self.table is None or kwargs.get("key_value_states") is not None):
+        if how is not None and (self.table is None or kwargs.get("key_value_states") is not None):
             raise CompositionError(
-                f"Prefix(relative=True) at site {modular.site.name!r}: this attention has no bias of relative "
+                f"Prefix(relative={how!r}) at site {modular.site.name!r}: this attention has no bias of relative "
                 f"positions in which a prefix could have its own. Leave relative out there."
             )
-        return True in said
+        if how is not None and getattr(kwargs.get("cache", kwargs.get("past_key_values")), "is_compileable", False):
+            raise CompositionError(
+                f"Prefix(relative={how!r}) at site {modular.site.name!r}: in a static cache it can't be told where the "
+                f"text stands. Generate with the dynamic cache."
+            )
+        return how
 
     def undo(self) -> None:
         if self.owner:
@@ -99,9 +106,9 @@ class PrefixSeam(Seam):
         register()  # the copy may live in a process that has not heard of us
 
 
-def counts(kind: Any) -> bool:
-    """Whether a prefix has positions under a bias; of a generator, what it generates."""
-    return bool(getattr(getattr(kind, "kind", kind), "relative", False))
+def relative(kind: Any) -> str | None:
+    """How a prefix has positions under a bias; of a generator, what it generates."""
+    return getattr(getattr(kind, "kind", kind), "relative", None)
 
 
 def biased(model: nn.Module, target: nn.Module) -> nn.Module | None:
@@ -140,10 +147,10 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
     for seam in seams:
         seam.met = True
         if seam.now is not None:
-            given.append((*seam.now, seam.table if seam.relative else None))
-    if len(given) > 1 and any(table is not None for _, _, table in given):
+            given.append((*seam.now, seam.relative, seam.table))
+    if len(given) > 1 and any(how is not None for _, _, how, _ in given):
         raise CompositionError(
-            "Prefix(relative=True): prefixes of several bays meet in one attention, where none tells which is first. "
+            "Prefix(relative=…): prefixes of several bays meet in one attention, where none tells which is first. "
             "Put them into one bay, and give it aggregator=mb.Concatenate()."
         )
     kernel = _kernel(seams[0].source, seams[0].config)
@@ -153,31 +160,43 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
         causal = causal and flags
     else:
         kwargs |= {} if is_causal is None else {"is_causal": is_causal}
-    for front, has, table in reversed(given):
+    for front, has, how, table in reversed(given):
         attention_mask = _mask(attention_mask, query, key, front, has, causal, flags)
         key, value = torch.cat([_of(front, 0, key), key], 2), torch.cat([_of(front, 1, value), value], 2)
         if position_bias is not None:
-            position_bias = _bias(position_bias, front.shape[-2], has, table)
+            position_bias = _bias(position_bias, front.shape[-2], has, how, table)
         kwargs["is_causal"] = causal = False
     if position_bias is not None:
         kwargs["position_bias"] = position_bias
     return kernel(module, query, key, value, attention_mask, *args, **kwargs)
 
 
-def _bias(bias: Tensor, n: int, has: Tensor | None, table: Any) -> Tensor:
+def _bias(bias: Tensor, n: int, has: Tensor | None, how: str | None, table: Any) -> Tensor:
     """The bias β(j − i) of query i and key j, (1, heads, t, s), lengthened: 0 at a prefix; or, with the table that it
-    is looked up in, keys counted on from a row's first place, and queries as they are."""
-    if table is None:
+    is looked up in, as `how` says. A row's own prefix is where it `has` places."""
+    if how is None:
         return F.pad(bias, (n, 0))
     t, s = bias.shape[-2:]
+    if how == "front":  # β(j − n − i) at the prefix; queries are the last t of s
+        front = table.compute_bias(n + s, n, device=bias.device)[:, :, -t:].to(bias.dtype)
+        if has is None:
+            return torch.cat([front.expand(len(bias), -1, -1, -1), bias], -1)
+        place = n - has.sum(-1, keepdim=True) + has.cumsum(-1) - 1  # the last of a row's places is next to its text
+        front, bias = _picked(front, place, len(has)), bias.expand(len(has), -1, -1, -1)
+        return torch.cat([front, bias], -1)
     # Queries are the last t of s, or all keys further on are to their right, where a decoder has one bias for all.
     further = table.compute_bias(t, t + n, device=bias.device)[..., t:].to(bias.dtype)
     bias = torch.cat([bias, further.expand(len(bias), -1, -1, -1)], -1)  # β(j − i), j = 0 … s + n − 1
     if has is None:
         return bias
     place = torch.cat([has.cumsum(-1) - 1, has.sum(-1, keepdim=True) + torch.arange(s, device=has.device)], -1)
-    place = place.clamp(min=0)[:, None, None, :].expand(-1, bias.shape[1], t, -1)
-    return bias.expand(len(has), -1, -1, -1).gather(-1, place)
+    return _picked(bias, place, len(has))
+
+
+def _picked(bias: Tensor, place: Tensor, rows: int) -> Tensor:
+    """The columns `place` (rows, k) of a bias, for each row its own."""
+    place = place.clamp(0, bias.shape[-1] - 1)[:, None, None, :].expand(-1, bias.shape[1], bias.shape[2], -1)
+    return bias.expand(rows, -1, -1, -1).gather(-1, place)
 
 
 def _of(front: Tensor, which: int, like: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def _prefixes(
 ) -> None:
     n, layers = int(source.get(method, "prefix_length", (int, float), 30)), len(sites)
     _, heads, _, width = Prefix(n).init([describe(sites[0], source.modules[sites[0]])])[sites[0]]["prefix"].shape
-    relative = biased(source.model, place)
+    relative = "keys" if biased(source.model, place) else None
     if source.get(method, "flat", bool, False):
         (whole,) = source.needs("prefix", own, "control_trans")
         table = whole.view(n, layers, 2, heads, width).permute(1, 2, 3, 0, 4)  # (L, 2, heads, n, d)

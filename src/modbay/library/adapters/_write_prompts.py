@@ -39,9 +39,10 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
         raise draft.refuse(strange, "there is no attention at which adapters has a prefix")
     for site, one in sites.items():
         assert isinstance(one, Prefix)
-        if one.relative != biased(draft.model, table[site][1]):
-            raise draft.refuse(site, f"it has relative={one.relative}, and adapters' are {not one.relative} there")
-    kind = draft.common("the prefix", {site: replace(one, relative=False) for site, one in sites.items()})  # type: ignore
+        theirs = "keys" if biased(draft.model, table[site][1]) else None
+        if one.relative != theirs:
+            raise draft.refuse(site, f"it has relative={one.relative!r}, and adapters' are as {theirs!r} there")
+    kind = draft.common("the prefix", {site: replace(one, relative=None) for site, one in sites.items()})  # type: ignore
     order = [site for site in table if site in sites]
     out = _left_out(draft, {site: table[site] for site in order}, table)
     named: dict[str, Tensor] = {}

@@ -1,15 +1,18 @@
 """peft's prompts and prefixes: all of them lie in one tensor, under a bare name."""
 
+import re
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ...core import base_type
 from ...errors import FileError, listed
 from ...modules import Prefix, Prompt, Shift
 from ...seams import find_roles, named
 from ._rotary import turning
 from ._source import TENSORS, Source
 
+CROSS = re.compile("cross|enc_?dec|encoder_?att", re.IGNORECASE)
 LEARNED = ("wpe", "position_embeddings", "embed_positions")  # tables of positions, by the names that models give them
 
 
@@ -51,25 +54,54 @@ def prefix(source: Source) -> None:
     at = positions(source.model, f"{source.path}: its text begins at position {n}, and this model")
     if at is not None:
         source.keep(at, Shift(n))
-    for site, own in zip(sites, parts, strict=True):
-        keys, values = own.permute(1, 2, 0, 3)  # (heads, n, d)
+    for i, site in enumerate(sites):
+        keys, values = parts[place(source.model, i, layers)].permute(1, 2, 0, 3)  # (heads, n, d)
         turn, _ = turning(source.model, site, n)
-        source.keep(site, Prefix(n), prefix=torch.stack([turn(keys), values]))
+        kind = Prefix(n, relative=relative(source.model, site))
+        source.keep(site, kind, prefix=torch.stack([turn(keys), values]))
+
+
+def place(model: nn.Module, layer: int, layers: int) -> int:
+    """Where in peft's table a layer's prefix is. Of an encoder-decoder peft takes four rows a layer, of its table twice
+    over, and passes two of them on: every other one, so that with an even number of layers two have the same."""
+    return 2 * layer % layers if both(model) else layer
 
 
 def attentions(model: nn.Module) -> list[str]:
-    """The attentions over the input itself, in order of the layers."""
-    return list(find_roles(model)["attention"])
+    """The attentions that have a prefix under peft, in order of the layers: those over the text itself, of an
+    encoder-decoder the decoder's."""
+    found = find_roles(model)["attention"]
+    if not both(model):
+        return list(found)
+    inside = decoder(model)
+    return [name for name in found if name.startswith(inside) and not CROSS.search(name.rpartition(".")[2])]
+
+
+def both(model: nn.Module) -> bool:
+    """Whether it is an encoder-decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def decoder(model: Any) -> str:
+    """How names in the decoder of an encoder-decoder begin."""
+    return next(name for name, module in named(model).items() if module is model.get_decoder()) + "."
+
+
+def relative(model: nn.Module, site: str) -> str | None:
+    """What a prefix of peft's there is under a bias of relative positions: right before the text."""
+    attention = named(model)[site]
+    return "front" if hasattr(attention, "has_relative_attention_bias") else None
 
 
 def positions(model: nn.Module, what: str) -> str | None:
-    """The name of the table of learned positions, if the model has one; FileError where it is looked up otherwise than
-    by positions alone, or where there are several."""
+    """The name of the table of positions, if the model has one, of an encoder-decoder the decoder's; FileError where it
+    is no table, or where there are several."""
+    inside = decoder(model) if both(model) else ""
     found = {
         name: module
         for name, module in named(model).items()
-        if name.rpartition(".")[2] in LEARNED and isinstance(module, nn.Embedding)
+        if name.rpartition(".")[2] in LEARNED and name.startswith(inside)
     }
-    if len(found) > 1 or any(base_type(module) is not nn.Embedding for module in found.values()):
+    if len(found) > 1 or not all(isinstance(module, nn.Embedding) for module in found.values()):
         raise FileError(f"{what} finds its positions in a way that can't be shifted ({listed(found)}).")
     return next(iter(found), None)

@@ -39,6 +39,7 @@ TASKS = {
     "CausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
     "ConditionalGeneration": "SEQ_2_SEQ_LM",
+    "MTModel": "SEQ_2_SEQ_LM",
 }  # of a model, by the end of its class's name
 
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

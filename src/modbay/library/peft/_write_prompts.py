@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from ...abstract import Context, Kind
 from ...modules import Prompt, Shift
 from ._draft import Draft
-from ._prompts import attentions, positions
+from ._prompts import attentions, both, place, positions, relative
 from ._rotary import turning
 
 
@@ -29,6 +30,9 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> None:
     if set(order) != set(sites) or len({draft.params[site]["prefix"].shape for site in sites}) > 1:
         raise draft.refuse(next(iter(sites)), "prefixes are not at every attention alike, as peft's are")
     n = draft.params[order[0]]["prefix"].shape[2]
+    for site in order:
+        if getattr(sites[site], "relative", None) != (theirs := relative(draft.model, site)):
+            raise draft.refuse(site, f"it has not relative={theirs!r}, as peft's prefixes are there")
     at = positions(draft.model, f"export of module {draft.name!r} as peft: this model")
     if shifted != ({} if at is None else {at: n}):
         raise draft.refuse(
@@ -38,14 +42,18 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> None:
             if at is not None
             else "there is mb.Shift, and peft shifts no such table",
         )
-    parts = []
-    for site in order:
+    kept: dict[int, Tensor] = {}
+    for i, site in enumerate(order):
         keys, values = draft.params[site]["prefix"]
         _, turn = turning(draft.model, site, n)
-        parts += [turn(keys), values]
-    table = torch.stack(parts)  # (2 L, heads, n, d)
+        own = torch.stack([turn(keys), values])
+        if not torch.equal(kept.setdefault(place(draft.model, i, len(order)), own), own):
+            raise draft.refuse(site, "peft has the same prefix as at another layer, as it passes every other one on")
+    unused = torch.zeros_like(own)
+    table = torch.cat([kept.get(i, unused) for i in range(len(order))])  # (2 L, heads, n, d)
     heads, width = table.shape[1], table.shape[3]
     draft.tensors["prompt_embeddings"] = table.permute(2, 0, 1, 3).flatten(1)
-    draft.config |= {"num_virtual_tokens": n, "token_dim": heads * width, "num_transformer_submodules": 1,
+    draft.config |= {"num_virtual_tokens": n, "token_dim": heads * width,
+                     "num_transformer_submodules": 2 if both(draft.model) else 1,
                      "num_attention_heads": heads, "num_layers": len(order), "prefix_projection": False,
                      "encoder_hidden_size": heads * width}  # fmt: skip
