@@ -41,7 +41,7 @@ BASES = {
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(
         transformers.DistilBertConfig(**DISTIL, **PLACES)
     ),
-    # Eager, as adapters' prefixes hide the nearest tokens from each other under "sdpa", where no text is padded.
+    # Eager, since under "sdpa" adapters' prefixes hide the nearest tokens, or, where a text is padded, do nothing.
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT, attn_implementation="eager")),
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
     "mt5": lambda: transformers.MT5ForConditionalGeneration(transformers.MT5Config(**{**T5, "num_layers": 2})),

@@ -123,7 +123,7 @@ def test_an_average_is_a_weighted_sum(caplog):
     check("bert", "average", model)
 
 
-SAVED = ("bert-invertible", "bert-unipelt", "bert-fuse", "bert-stack", "bert-mam")
+SAVED = ("bert-invertible", "bert-unipelt", "bert-fuse", "bert-stack", "bert-mam", "gpt2-unipelt", "t5-prefix")
 
 
 @pytest.mark.parametrize("name", SAVED)

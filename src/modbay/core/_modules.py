@@ -18,19 +18,21 @@ from ._plan import Arrangement
 class Modules:
     """The modules of one site in one call: what an aggregator is given to run them, all of it grouped."""
 
-    __slots__ = ("kinds", "names", "parts", "prefix", "router", "site")
+    __slots__ = ("asked", "kinds", "names", "parts", "prefix", "router", "site")
 
     def __init__(
         self, parts: Sequence[Any], kinds: Arrangement, site: Site, names: Sequence[str], router: Any, prefix: str = ""
     ):
         self.parts, self.kinds, self.site, self.names, self.router = parts, kinds, site, names, router
         self.prefix = prefix  # of the names of losses
+        self.asked = False  # whether the site's own router was asked; else the routing was set, or made elsewhere
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def route(self, x: Tensor, c: Context) -> Routing:
         """Ask the router, and again with another input (recursion, trees); on the device of x, its losses kept."""
+        self.asked = True
         routing = self.router(x, c)
         for name, value in routing.losses.items():
             c.add_loss(self.prefix + name, value)

@@ -39,8 +39,8 @@ class Prefix(InputComposition):
     P = W_up tanh(W_down P' + b) + b', where P' (n, input width), W_down (m, input width) are shared by all sites (the
     official code: m = 512; 800 for little data). Here P itself is the default, as in peft, since the reparametrisation
     only serves to train. heads, head_dim: of the keys, read from the module unless given.
-    The official code of an encoder-decoder has tokens P' and W_down apart for its three attentions: say so by three
-    kinds, {"encoder.*": mb.Prefix(…), "decoder.*SelfAttention": mb.Prefix(…), …}.
+    group: of a module's prefixes those with the same word share P' and W_down. The official code of an encoder-decoder
+    has them apart for its three attentions: {"encoder.*SelfAttention": mb.Prefix(…, group="encoder"), …}.
     relative: where the attention has a bias by relative position (T5's), it is 0 at a prefix. "front": the prefix has
     the positions right before the text's, −n … −1, as in peft. "keys": keys are counted from the prefix on, so that the
     text's begin at n, and queries from 0 as before, as the library adapters has it.
@@ -68,6 +68,7 @@ class Prefix(InputComposition):
     heads: int | None = None
     head_dim: int | None = None
     relative: str | None = None
+    group: str = ""
 
     def __post_init__(self):
         if self.length < 1:

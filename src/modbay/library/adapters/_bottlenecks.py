@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...abstract import Aggregator
-from ...aggregation import Again
+from ...aggregation import Again, WeightedSum
 from ...core import describe
 from ...errors import FileError
 from ...modules import Bottleneck, Compacter, Invertible
@@ -69,13 +69,14 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
 
 def _gate(source: Source, path: str, where: str, place: End, own: dict[str, Tensor]) -> None:
     """UniPELT's gate reads what the bottleneck does, and modbay's the input of the site: of W x + b it is a gate of x,
-    of γ ⊙ n + β one of n, which is x as the norm has it before these."""
+    of γ ⊙ n + β one of n, which is x as the norm has it before these; or the output, where that is a sum."""
     site = getattr(place, where)
     source.gate(path, site, own)
     if site not in source.gates or where == "whole":
         return
     if where == "total":
-        raise source.refuse(f"use_gating=True with original_ln_before=True, a gate of what {site!r} gives")
+        source.aggregators[site] = WeightedSum("output")
+        return
     weight, bias = source.gates[site]
     last, shift = affine(source.modules[site], weight)
     source.gates[site] = (weight * last if where == "norm" else weight @ last, bias + weight @ shift)

@@ -1,5 +1,6 @@
 """adapters' prompts, which stand behind the embeddings, and prefixes, which are in one tensor for all layers."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor
 from ...core import describe
 from ...errors import FileError
 from ...modules import Prefix, Prompt
+from ._names import kind
 from ._places import attentions, behind_embeddings, biased
 from ._source import CONFIG, Source
 
+LOG = logging.getLogger("modbay")
 BOTTLENECK = {"tokens": "wte.weight", "down": "control_trans.0.weight", "down_bias": "control_trans.0.bias",
               "up": "control_trans.2.weight", "up_bias": "control_trans.2.bias"}  # fmt: skip
 
@@ -36,6 +39,12 @@ def prefix(source: Source, method: Mapping[str, Any]) -> None:
         raise FileError(
             f"{source.path}: it has prefixes, and where adapters has them in layers as those of this "
             f"{type(source.model).__name__} is not known: they are read onto models of BERT's kind, GPT-2, T5 and ViT."
+        )
+    if kind(source.model) == "gpt2":
+        LOG.warning(
+            "%s: at GPT-2 under attn_implementation='sdpa' adapters 1.3 computes another function: a prefix hides as "
+            "many of a token's nearest ones, or, in a padded batch, does nothing. Here it is as under 'eager'.",
+            source.path,
         )
     copies = list(source.take("prefix_tunings").values())
     if not copies:
@@ -83,15 +92,16 @@ def _prefixes(
         (whole,) = source.needs("prefix", own, "control_trans")
         table = whole.view(n, layers, 2, heads, width).permute(1, 2, 3, 0, 4)  # (L, 2, heads, n, d)
         for site, part in zip(sites, table, strict=True):
-            source.keep(site, Prefix(n, relative=relative), place, prefix=part)
+            source.keep(site, Prefix(n, relative=relative), prefix=part)
     else:
         if source.get(method, "non_linearity", str, "tanh").lower() != "tanh":
             raise source.refuse(f"non_linearity={method['non_linearity']!r:.40} in a prefix")
         parts = dict(zip(BOTTLENECK, source.needs("prefix", own, *BOTTLENECK.values()), strict=True))
         up, bias = (parts.pop(name).unflatten(0, (layers, 2, heads, width)) for name in ("up", "up_bias"))
-        kind = Prefix(n, bottleneck=len(parts["down"]), relative=relative)
+        group = {"encoder_prefix": "encoder", "cross_prefix": "cross"}.get(place, "")
+        network = Prefix(n, bottleneck=len(parts["down"]), relative=relative, group=group)
         for i, site in enumerate(sites):
-            source.keep(site, kind, place, **parts, up=up[i], up_bias=bias[i])
+            source.keep(site, network, **parts, up=up[i], up_bias=bias[i])
     source.done("prefix", own)
 
 

@@ -44,7 +44,7 @@ class Source:
         self.modules = named(self.model)
         self.name = self.get(self.said, "name", str, "")
         self.shared: dict[str, Tensor] = {}  # what is one for all layers
-        self._equal: dict[tuple[str, Kind], Kind] = {}
+        self._equal: dict[Kind, Kind] = {}
 
     @cached_property
     def roles(self) -> Roles:
@@ -111,11 +111,11 @@ class Source:
         if own:
             raise FileError(f"{self.file}: {path!r} has {listed(own)}, which its config does not tell of.")
 
-    def keep(self, site: str, kind: Kind, group: str = "", /, **tensors: Tensor) -> None:
-        """A kind and its tensors at a site. Equal kinds of a group are one, as they are made together."""
+    def keep(self, site: str, kind: Kind, **tensors: Tensor) -> None:
+        """A kind and its tensors at a site. Equal kinds are one, as they are made together."""
         if site in self.kinds:
             raise FileError(f"{self.file}: {site!r} is there twice, as {self.kinds[site]} and {kind}.")
-        self.kinds[site] = self._equal.setdefault((group, kind), kind)
+        self.kinds[site] = self._equal.setdefault(kind, kind)
         self.found[site] = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def gate(self, path: str, site: str, own: dict[str, Tensor]) -> None:

@@ -166,9 +166,10 @@ def _gate(draft: Draft, site: str, end: End, where: str) -> dict[str, Tensor]:
     if site not in draft.gates:
         return {}
     weight, bias = draft.gates[site]
-    if where != "whole":
-        if where == "total":
-            raise draft.refuse(site, "there is a gate of the site's input, and adapters' is one of its output")
+    reads = getattr(draft.aggregators[site], "reads", "input")
+    if (reads == "output") != (where == "total"):
+        raise draft.refuse(site, f"there is a gate of the site's {reads}, and adapters' is another")
+    if where not in ("whole", "total"):
         last, shift = affine(draft.modules[site], weight)
         turned = weight / last if where == "norm" else torch.linalg.lstsq(last.mT, weight.mT).solution.mT
         back = turned * last if where == "norm" else turned @ last

@@ -30,7 +30,7 @@ def prompt(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
 
 
 def prefix(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
-    """For each kind of attention in one tensor for all layers, under the name of each layer, and once more."""
+    """For each kind of attention in one tensor for all layers, under the name of each attention, and once more."""
     table = attentions(draft.model, draft.modules, draft.roles)
     if not table:
         raise draft.refuse(next(iter(sites)), "adapters' names of prefixes in such layers are not known")
@@ -42,14 +42,15 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
         theirs = "keys" if biased(draft.model, table[site][1]) else None
         if one.relative != theirs:
             raise draft.refuse(site, f"it has relative={one.relative!r}, and adapters' are as {theirs!r} there")
-    kind = draft.common("the prefix", {site: replace(one, relative=None) for site, one in sites.items()})  # type: ignore
+    plain = {site: replace(one, relative=None, group="") for site, one in sites.items()}  # type: ignore[type-var]
+    kind = draft.common("the prefix", plain)
     order = [site for site in table if site in sites]
     out = _left_out(draft, {site: table[site] for site in order}, table)
     named: dict[str, Tensor] = {}
     for place in dict.fromkeys(table[site][1] for site in order):
         tensors = _network(draft, kind, [site for site in order if table[site][1] == place])
         named |= {f"{place}__{name}": tensor for name, tensor in tensors.items()}
-    for site in order:
+    for site in table:  # all that adapters keeps the network at, also where it gives no prefix
         draft.put(f"{then(draft.model, site)}.prefix_tuning.pool", "prefix_tunings", **named)
     draft.put(f"{draft.base}.prefix_tuning" if draft.base else "prefix_tuning", "prefix_tunings", **named)
     gated = draft.gated(order)
@@ -75,7 +76,8 @@ def _left_out(draft: Draft, where: Mapping[str, tuple[int, str]], table: Mapping
     for place in wanted:
         if biased(draft.model, place) and any((i, place) in table.values() for i in out):
             raise draft.refuse(first, "other layers have none, behind which adapters' T5 has no bias of positions")
-    return [i for i in out if any((i, place) in table.values() for place in wanted)]
+    made = wanted | {"self_prefix", "self"}  # which no option of adapters' takes away
+    return [i for i in out if any((i, place) in table.values() for place in made)]
 
 
 def _network(draft: Draft, kind: Prefix, order: Sequence[str]) -> dict[str, Tensor]:
