@@ -4,7 +4,7 @@
 
 peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at
 first, in float32, on tiny random models whose modules are far from where they start. The cases are those of
-tests/test_peft_files.py and tests/test_poly_files.py. PYTHON is one with adapters 1.3 (and its older transformers): it
+tests/test_peft_files.py and tests/test_poly_files.py; peft_families.py has one by architecture. PYTHON is one with adapters 1.3 (and its older transformers): it
 loads what modbay writes of the checkpoints in tests/fixtures/adapters, which adapters wrote before
 (benchmarks/_adapters_files.py).
 """
@@ -20,6 +20,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import peft_families
 import torch
 
 import modbay as mb
@@ -72,6 +73,16 @@ prefix: others are not written. Models that find their positions in their own wa
 peft's prefix is left behind by a text that is longer; modbay's is always seen. peft itself has no prefixes at encoders
 that classify (BERT) with transformers 5. VeRA's matrices are peft's own draw, so that the products are kept, as LoRA.
 P-tuning's encoder is not in peft's file: what it gave is a prompt.
+
+The same by architecture, at every linear layer, or in front of the text (`python benchmarks/peft_families.py`, which
+also says why something is refused): the largest error as a share of peft's largest logit. "–": peft has none.
+
+{families}
+
+A matrix that is no layer's, the gate of a mixture of experts, is a site of modbay's by itself, as fused experts are.
+In mixtures of experts whose experts were layers before transformers 5 (DeepSeek), peft loads no LoRA at dense layers of
+the experts' names: it is refused on the way out. Mamba calls one of its layers by its weight alone, where a module
+never acts, and peft's is not heard: it is refused on the way in.
 
 peft's own tests run unchanged on modbay's modules (`python benchmarks/peft_tests.py`): peft makes each adapter,
 modbay reads it, and its first output is compared with peft's. Of the 38 in `test_mixed.py` (LoRA, LoHa, LoKr and
@@ -149,13 +160,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row_of_tasks(name, Path(folder)))
             print(rows[-1], flush=True)
+    families, _ = peft_families.rows()
     others = with_adapters(given.adapters) if given.adapters else []
     print(*others, sep="\n", flush=True)
     if given.out:
         names = ("modbay", "peft", "transformers", "torch")
         where = f"{platform.machine()}, {', '.join(f'{one} {version(one)}' for one in names)}"
         more = ADAPTERS + "\n".join(others) + "\n" if others else ""
-        given.out.write_text(HEAD.format(where=where) + "\n".join(rows) + "\n" + TAIL + more, encoding="utf-8")
+        tail = TAIL.format(families="\n".join(families))
+        given.out.write_text(HEAD.format(where=where) + "\n".join(rows) + "\n" + tail + more, encoding="utf-8")
 
 
 def row(name: str, folder: Path) -> str:

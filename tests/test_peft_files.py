@@ -75,6 +75,15 @@ def causal(kind, **more):
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
+def deepseek():
+    config = transformers.DeepseekV3Config(
+        **SMALL, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        kv_lora_rank=8, q_lora_rank=8, v_head_dim=8, qk_rope_head_dim=8, qk_nope_head_dim=8, first_k_dense_replace=1,
+        num_key_value_heads=4, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.DeepseekV3ForCausalLM(config)
+
+
 class Picture(nn.Module):
     """Two convolutions and a head; a call like those of the others."""
 
@@ -370,6 +379,17 @@ def test_what_peft_can_not_hold(kinds, why, tmp_path):
     with pytest.raises(CompositionError, match=why):
         bay.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_peft_takes_for_the_experts(tmp_path):
+    """It would rename the target, and load the rest without a word."""
+    torch.manual_seed(0)
+    base = deepseek().eval()
+    bay = mb.attach(base, "*.mlp.up_proj", {"m": mb.LoRA(2)})
+    with pytest.raises(CompositionError, match="takes for the experts'"):
+        bay.export(tmp_path / "peft")
+    bay.export(tmp_path / "served", format="lora", rank=2)  # engines go by paths
+    assert any("mlp.up_proj" in key for key in load_file(tmp_path / "served" / "adapter_model.safetensors"))
 
 
 def test_export_is_told_what(tmp_path):

@@ -22,6 +22,7 @@ class Draft:
     places: Mapping[str, Place]
     kinds: dict[str, Kind]
     params: Mapping[str, Params]
+    served: bool = False  # whether it is for engines that serve it, not for peft
     config: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 

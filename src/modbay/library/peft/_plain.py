@@ -31,7 +31,7 @@ def write_plain(folder: Path, fitting: Fitting, name: str, rank: int | None, err
     dtype = {site: fitting.places[site].site.dtype for site in made}
     params = {site: {"A": one.a.to(dtype[site]), "B": one.b.to(dtype[site])} for site, one in made.items()}
     kind = LoRA(next(iter(made.values())).b.shape[-1])
-    write(folder, Draft(name, fitting.model, fitting.places, dict.fromkeys(made, kind), params))
+    write(folder, Draft(name, fitting.model, fitting.places, dict.fromkeys(made, kind), params, served=True))
     if heads:
         write_tensors(folder / HEADS, heads)
         LOG.warning("%s: engines load no heads with a LoRA; %s has those of %s.", folder, HEADS, ", ".join(heads))

@@ -11,6 +11,7 @@ from ...abstract import Kind
 from ...modules import DoRA, LoKr, LoRA
 from ...seams import Place
 from ._draft import Draft
+from ._moved import kept
 
 
 def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
@@ -50,6 +51,7 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
     for owner, several in bare.items():
         _parameters(draft, owner, several)
     plain = {site: kind for site, kind in sites.items() if not draft.places[site].site.bare}
+    kept(draft, plain)
     draft.whole(plain)
     (rank, rank_pattern), (alpha, alpha_pattern) = draft.pattern(ranks), draft.pattern(alphas)
     draft.config |= {
