@@ -63,6 +63,7 @@ FLAT = adapters.PrefixTuningConfig(prefix_length=3, flat=True)
 QUARTER = {"reduction_factor": 4}
 METHODS = {
     "pfeiffer": adapters.SeqBnConfig(**QUARTER),
+    "both": adapters.SeqBnConfig(**QUARTER, mh_adapter=True),
     "houlsby": adapters.DoubleSeqBnConfig(**QUARTER),
     "before": adapters.SeqBnConfig(**QUARTER, original_ln_before=False),
     "parallel": adapters.ParBnConfig(**QUARTER),
@@ -93,13 +94,13 @@ METHODS = {
 }
 ROWS = ["prefix", "prefix-flat", "mam", "lora", "lora-all", "ia3"]
 CASES = {
-    "bert": [name for name in METHODS if name not in ("cross", "unipelt-flat")],
+    "bert": [name for name in METHODS if name not in ("cross", "unipelt-flat", "both")],
     "roberta": ["pfeiffer", "lora", "prefix-flat", "houlsby-invertible"],
     "distilbert": ["pfeiffer", "parallel", "ia3", "prefix-flat"],
-    "gpt2": ["pfeiffer", "houlsby-invertible", "parallel", "compacter", *ROWS, "unipelt"],
+    "gpt2": ["pfeiffer", "houlsby-invertible", "parallel", "compacter", *ROWS, "unipelt", "both"],
     "t5": ["pfeiffer", "cross", "parallel", "houlsby-invertible", *ROWS, "unipelt-flat"],
     "mt5": ["pfeiffer", "houlsby-invertible", "prefix-flat", "lora-all", "ia3"],
-    "vit": ["houlsby", "parallel", "plus", "pfeiffer", *ROWS, "unipelt"],
+    "vit": ["houlsby", "parallel", "plus", "pfeiffer", *ROWS, "unipelt", "both"],
     **{kind: ["inverse"] for kind in WORDS},
 }
 SETUPS = {

@@ -142,6 +142,7 @@ KINDS: list[Case] = [
     ),
     Case("compacter", lambda: mb.Compacter(2, size=4, std=0.3), LINEAR + EMBEDDING + NORM + BLOCK),
     Case("compacter-phm", lambda: mb.Compacter(2, rank=None, std=0.3, activation="relu"), LINEAR + BLOCK),
+    Case("bottleneck-sum", lambda: mb.Bottleneck(3, placement="sum", norm=True), BLOCK),
     Case("bottleneck-norm-after", lambda: mb.Bottleneck(3, norm="after"), LINEAR + CONVOLUTION + BLOCK),
     Case("ia3", lambda: mb.IA3(), LINEAR + CONVOLUTION + EMBEDDING + NORM + BLOCK, folds=True),
     Case("ia3-input", lambda: mb.IA3("input"), LINEAR + CONVOLUTION, folds=True),

@@ -253,6 +253,54 @@ def test_some_attentions_of_t5_alone(tmp_path):
     assert json.loads((tmp_path / "gpt2" / "adapter_config.json").read_text())["config"]["leave_out"] == [0]
 
 
+# Bottlenecks that read a sum which no module gives
+
+
+def test_a_bottleneck_of_a_sum():
+    """Δ = A(x + y), by hand; x and y of different widths have none."""
+    torch.manual_seed(2)
+    f, x = nn.Linear(8, 8), torch.randn(2, 5, 8)
+    made = mb.Modular(f, {"a": mb.Bottleneck(3, placement="sum", std=0.3)}, mb.Uniform(), mb.WeightedSum())
+    own = made.order[0].tensors()
+    down = F.relu(F.linear(x + f(x), own["down"], own["down_bias"]))
+    assert_close(made(x), f(x) + F.linear(down, own["up"], own["up_bias"]), **CLOSE)
+    with pytest.raises(CompositionError, match="have no sum"):
+        mb.Modular(nn.Linear(8, 6), {"a": mb.Bottleneck(3, placement="sum")}, mb.Uniform(), mb.WeightedSum())
+
+
+def test_a_sum_that_some_module_gives_or_whose_gate_is_asked_for(tmp_path):
+    """Both ways to say a part of GPT-2's are one to adapters; and none at BERT, whose norm follows."""
+    outs = []
+    for at, kind in (
+        ("*.h.?", mb.Bottleneck(4)),
+        (mb.span("*.ln_2", "*.mlp.c_proj"), mb.Bottleneck(4, placement="sum")),
+    ):
+        model = base("gpt2")
+        bay = mb.attach(model, at, {"m": kind}).use("m")
+        torch.manual_seed(0)
+        for parameter in bay.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        bay.export(tmp_path / str(len(outs)), format="adapters")
+        outs.append(run("gpt2", model)[0])
+    assert_close(*outs, **CLOSE)
+    one, two = (load_file(tmp_path / name / "adapter.safetensors") for name in "01")
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    span = mb.span("*.attention.self.query", "*.attention.output.dense")
+    bay = mb.attach(base("bert"), span, {"m": mb.Bottleneck(4, placement="sum")})
+    with pytest.raises(CompositionError, match=r"no end of attention|nowhere so"):
+        bay.export(tmp_path / "bert", format="adapters")
+    for source in ("gpt2-both", "vit-both"):
+        shutil.copytree(FOLDER / source, tmp_path / source)
+        path = tmp_path / source / "adapter.safetensors"
+        held = load_file(path)
+        for key in [key for key in held if key.endswith("adapter_up.bias")]:
+            held |= {key.replace("adapter_up.bias", "gate.weight"): torch.ones(1, 16)}
+            held |= {key.replace("adapter_up.bias", "gate.bias"): torch.ones(1)}
+        save_file(held, path)
+        with pytest.raises(FileError, match="a gate, that reads a sum"):
+            mb.load(base(source.partition("-")[0]), tmp_path / source)
+
+
 # Gates that read what a site gives
 
 

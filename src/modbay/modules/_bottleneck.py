@@ -29,7 +29,8 @@ NORM = "tests/test_kinds.py::test_a_bottleneck_may_normalise_first_and_learn_its
 @dataclass(frozen=True)
 class Bottleneck(FunctionComposition):
     """y + s · (W_up σ(W_down v + b_down) + b_up), with v = y (serial) or x (parallel), layer-normalised with `norm`; or
-    with norm="after" y + s · LayerNorm(W_up σ(W_down v + b_down) + b_up).
+    with norm="after" y + s · LayerNorm(W_up σ(W_down v + b_down) + b_up). placement="sum": v = x + y, at a part of a
+    block, mb.span(NORM, LAST), whose residual sum no module gives.
 
         mb.Bottleneck(64, activation="gelu", std=1e-2)             # Houlsby et al.
         mb.Bottleneck(reduction=16)                                # Pfeiffer et al.; the default
@@ -56,7 +57,7 @@ class Bottleneck(FunctionComposition):
     )
     size: int | None = None
     reduction: int | float | None = None
-    placement: Literal["serial", "parallel"] = "serial"
+    placement: Literal["serial", "parallel", "sum"] = "serial"
     norm: bool | Literal["after"] = False
     activation: str = "relu"
     scale: int | float | Literal["learned"] = 1.0
@@ -69,8 +70,8 @@ class Bottleneck(FunctionComposition):
             raise CompositionError(
                 f"Bottleneck(size={self.size}, reduction={self.reduction}): both say how wide it is; give one."
             )
-        if self.placement not in ("serial", "parallel"):
-            raise CompositionError(f'Bottleneck(placement={self.placement!r}): it is "serial" or "parallel".')
+        if self.placement not in ("serial", "parallel", "sum"):
+            raise CompositionError(f'Bottleneck(placement={self.placement!r}): it is "serial", "parallel" or "sum".')
         if self.norm not in (False, True, "after"):
             raise CompositionError(f'Bottleneck(norm={self.norm!r}): False, True (first), or "after".')
         if isinstance(self.scale, str) and self.scale != "learned":
@@ -86,16 +87,21 @@ class Bottleneck(FunctionComposition):
     def _one(self, site: Site) -> dict[str, Tensor]:
         outputs = site.features("outputs")
         inputs = outputs if self.placement == "serial" else site.features("inputs")
-        if site.axis >= 0 or (site.form == "embedding" and self.placement == "parallel"):
+        if site.axis >= 0 or (site.form == "embedding" and self.placement != "serial"):
             raise CompositionError(
                 f"Bottleneck(placement={self.placement!r}) at site {site.name!r} ({type(site.module).__name__}): "
                 f"there are no features in a known place for it to read. Attach at a layer beside it, or use 'serial'."
             )
         stride = getattr(site.module, "stride", ())
-        if self.placement == "parallel" and site.form == "convolution" and any(step != 1 for step in stride):
+        if self.placement != "serial" and site.form == "convolution" and any(step != 1 for step in stride):
             raise CompositionError(
-                f'Bottleneck(placement="parallel") at site {site.name!r}: its convolution has stride {stride}, so that '
-                f"x and y differ in size. Use 'serial'."
+                f"Bottleneck(placement={self.placement!r}) at site {site.name!r}: its convolution has stride {stride}, "
+                f"so that x and y differ in size. Use 'serial'."
+            )
+        if self.placement == "sum" and inputs != outputs:
+            raise CompositionError(
+                f'Bottleneck(placement="sum") at site {site.name!r}: x has {inputs} features and y {outputs}, which '
+                f"have no sum. Use 'serial' or 'parallel'."
             )
         size = self.size or max(1, int(outputs / (self.reduction or 16)))
         after = self.norm == "after"
@@ -113,8 +119,13 @@ class Bottleneck(FunctionComposition):
             params["scale"] = site.zeros(1) + 1
         return params
 
+    def _read(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.placement == "sum":
+            return x + y
+        return y if self.placement == "serial" else x
+
     def change(self, params: Params, x: Tensor, y: Tensor, c: Context) -> Tensor:
-        v = y if self.placement == "serial" else x
+        v = self._read(x, y)
         several = params["down_bias"].ndim - 1  # leading group axes: 0 or 1
         spatial = params["down"].ndim - 2 - several
         v = v.movedim(-1 - spatial, -1) if spatial else v
@@ -133,7 +144,7 @@ class Bottleneck(FunctionComposition):
         down, bias, out, offset = (params[name] for name in ("down", "down_bias", "up", "up_bias"))
         if self.norm == "after" or down.ndim - bias.ndim != 1:  # not linear, or at a convolution
             return None
-        v = y if self.placement == "serial" else x
+        v = self._read(x, y)
         if self.norm:  # the norm's gain and bias go into W_down, so that all modules read the same rows
             v = F.layer_norm(v, v.shape[-1:])
             bias = bias + (down @ params["norm_bias"].unsqueeze(-1)).squeeze(-1)

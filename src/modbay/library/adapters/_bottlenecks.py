@@ -1,6 +1,7 @@
 """adapters' bottlenecks: Houlsby, Pfeiffer, parallel, with new norms, as Compacter; and invertible ones."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ def activation(source: Source, method: Mapping[str, Any], default: str = "relu")
 def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
     """Where it reads and where it adds follows from four options. With h the last projection's output, r the residual
     and N the norm: h + A(h), then N(· + r); or N(x + A(N(x))) with x = h + r (Pfeiffer et al.); or N(x) + A(N(x));
-    or, in parallel, h + A(r). Where no norm follows, the two in the middle are x + A(x)."""
+    or, in parallel, h + A(r). Where no norm follows, the two in the middle are x + A(x), or, where no module gives x,
+    h + A(x), to which r is added."""
     flag = lambda key, default=False: source.get(method, key, bool, default)
     parallel, before, after = flag("is_parallel"), flag("original_ln_before"), flag("original_ln_after", True)
     residual = source.get(method, "residual_before_ln", (bool, str), True)
@@ -51,16 +53,17 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
         )
     for path, own in source.take("adapters").items():
         place: End = end(source, path)
-        here, inner = (where, again) if place.norm or where != "norm" else ("total", None)
+        sums = where == "norm" and not place.norm
+        here, inner = ("total" if place.total else "whole", None) if sums else (where, again)
         site = getattr(place, here)
-        if not site:
-            raise FileError(
-                f"{source.path}/{CONFIG}: original_ln_before=True makes the module at {path!r} read a sum that no "
-                f"module of this {type(source.model).__name__} gives. Load it with adapters itself."
+        phm, summed = flag("phm_layer"), sums and not place.total
+        if summed and (phm or "gate.weight" in own):
+            raise source.refuse(
+                f"a Compacter, or a gate, that reads a sum which no module gives, behind {place.dense!r}"
             )
         _gate(source, path, here, place, own)
-        phm = flag("phm_layer")
         kind, tensors = (_phm if phm else _plain)(source, method, path, own)
+        kind = replace(kind, placement="sum") if summed else kind  # type: ignore[call-arg]
         source.done(path, own)
         source.keep(site, kind, **tensors)
         if inner is not None:

@@ -41,7 +41,7 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
     if not rest:
         return config
     where = {site: found(draft, site) for site in rest}
-    ways = {site: _how(draft, site, at) for site, (_, _, at) in where.items()}
+    ways = {site: _how(draft, site, end, at) for site, (_, end, at) in where.items()}
     sizes = {site: (end.layer, len(draft.params[site]["down_bias"])) for site, (_, end, _) in where.items()}
     parts = {end.part for _, end, _ in where.values()}
     names = {site: (end.layer, end.part) for site, (_, end, _) in where.items()}
@@ -69,16 +69,19 @@ def found(draft: Draft, site: str) -> tuple[str, End, str]:
     raise draft.refuse(site, "there is no end of attention or feed-forward part, as adapters has its bottlenecks at")
 
 
-def _how(draft: Draft, site: str, where: str) -> dict[str, Any]:
+def _how(draft: Draft, site: str, end: End, where: str) -> dict[str, Any]:
     """What the config says of the block, from the site and how the module is put together with f there."""
     aggregator, kind = draft.aggregators[site], draft.kinds[site]
-    parallel = getattr(kind, "placement", "serial") == "parallel"
+    placement = getattr(kind, "placement", "serial")
+    parallel = placement == "parallel"
     again = isinstance(aggregator, Again)
     known = isinstance(aggregator, (WeightedSum, Again, AdapterFusion, Sequence))
     if not known or (again and aggregator.start != "input"):
         raise draft.refuse(site, f"the bay's {type(aggregator).__name__} is none of adapters' ways")
-    if parallel != (where == "whole") or (again and where != "norm"):
-        raise draft.refuse(site, f"a {'parallel' if parallel else 'serial'} bottleneck is nowhere so in adapters")
+    if placement == "sum" and where == "whole" and not end.norm and not again:
+        return {"original_ln_before": True}
+    if placement == "sum" or parallel != (where == "whole") or (again and where != "norm"):
+        raise draft.refuse(site, f"a bottleneck with placement={placement!r} is nowhere so in adapters")
     if where == "total":
         return {"original_ln_before": True}
     if where == "norm":
@@ -167,7 +170,7 @@ def _gate(draft: Draft, site: str, end: End, where: str) -> dict[str, Tensor]:
         return {}
     weight, bias = draft.gates[site]
     reads = getattr(draft.aggregators[site], "reads", "input")
-    if (reads == "output") != (where == "total"):
+    if (reads == "output") != (where == "total") or getattr(draft.kinds[site], "placement", "") == "sum":
         raise draft.refuse(site, f"there is a gate of the site's {reads}, and adapters' is another")
     if where not in ("whole", "total"):
         last, shift = affine(draft.modules[site], weight)
