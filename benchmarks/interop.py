@@ -4,9 +4,9 @@
 
 peft writes, modbay reads; modbay writes, peft reads; modbay reads its own again: each against what peft computed at
 first, in float32, on tiny random models whose modules are far from where they start. The cases are those of
-tests/test_peft_files.py and tests/test_poly_files.py; peft_families.py has one by architecture. PYTHON is one with adapters 1.3 (and its older transformers): it
-loads what modbay writes of the checkpoints in tests/fixtures/adapters, which adapters wrote before
-(benchmarks/_adapters_files.py).
+tests/test_peft_files.py and tests/test_poly_files.py; benchmarks/peft_families.py has those by architecture. PYTHON is
+one with adapters 1.3 (and its older transformers): it loads what modbay writes of the checkpoints in
+tests/fixtures/adapters, which adapters wrote before (benchmarks/_adapters_files.py).
 """
 
 import argparse
