@@ -123,7 +123,8 @@ def test_an_average_is_a_weighted_sum(caplog):
     check("bert", "average", model)
 
 
-SAVED = ("bert-invertible", "bert-unipelt", "bert-fuse", "bert-stack", "bert-mam", "gpt2-unipelt", "t5-prefix")
+SAVED = ("bert-invertible", "bert-unipelt", "bert-fuse", "bert-stack", "bert-mam", "bertlm-inverse", "gpt2-unipelt",
+         "t5-prefix")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -319,6 +319,30 @@ def test_the_inverse_of_a_vector_before_the_words_of_adapters_alone(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_from_words_to_another_task(tmp_path, caplog):
+    """A language's module goes to a model without words as it is, but for the inverse, which has nothing of its own."""
+    torch.manual_seed(0)
+    config = transformers.DistilBertConfig(vocab_size=20, dim=8, n_layers=1, n_heads=2, hidden_dim=12)
+    word = transformers.DistilBertForMaskedLM(config).eval()
+    task = transformers.DistilBertForSequenceClassification(config).eval()
+    task.distilbert.load_state_dict(word.distilbert.state_dict())
+    attached(word).save(tmp_path)
+    hidden = word(IDS, language=LABELS, output_hidden_states=True).hidden_states[-1]
+    bay = mb.load(task, tmp_path)["language"]
+    assert "has no 'vocab_projector'" in caplog.text
+    assert len(bay.parameters("de")) == 12 and not any(site.endswith("[before]") for site in bay.modulars)
+    answer = task(IDS, language=LABELS, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(answer, hidden)
+    bay.load(tmp_path)  # again, into a bay that is there
+    bay.remove("sw").load(tmp_path, "sw", add=True)
+    assert torch.equal(task(IDS, language=LABELS, output_hidden_states=True).hidden_states[-1], hidden)
+    bay.detach()
+    other = mb.attach(task, modules={"a": {mb.before("classifier"): mb.Bottleneck(2)}}, name="head")
+    other.save(tmp_path / "own")
+    with pytest.raises(FileError, match=r"no site 'classifier\[before\]'"):
+        mb.load(transformers.DistilBertModel(config), tmp_path / "own", base="any")
+
+
 def test_from_words_to_another_task_by_adapters(tmp_path):
     """A classifier has no words to undo it before: it takes what is behind the embeddings, and the bottlenecks."""
     model = bert()

@@ -41,7 +41,7 @@ def attach(
         out = model(**batch, language=["en", "de", None])
 
     at: a name pattern (fnmatch), a module type, a predicate (name, module) → bool, a role (mb.role.ffn), mb.part,
-        mb.span, or a list of these, which is their union; "" is the model itself.
+        mb.span, mb.before, or a list of these, which is their union; "" is the model itself.
     modules: a kind by name, or, for a module whose kind differs by site, a mapping from places to kinds.
     router: an object is one route for all sites; a callable that makes one gives each site its own. Default: by label,
         the keyword being `name`. aggregator: likewise. Default: WeightedSum.

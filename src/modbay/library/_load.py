@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ._foreign import Foreign
 from ._places import find_places
 from ._read import BayFile, ModuleFile, fill, find_bays, read_bay, read_module
 from ._setting import Setting, setting
-from ._suits import bay_sources, made_elsewhere, module_sources, same_kinds, same_parts, same_sites, same_way
+from ._suits import bay_sources, here, made_elsewhere, module_sources, same_kinds, same_parts, same_sites, same_way
 from ._write import bay_tensors, module_tensors, remember, unfolded
 
 
@@ -101,6 +101,7 @@ def plans(
         return _strangers(model, strangers, Path(folder), name)
     out: list[Plan] = []
     for file in find_bays(folder, allow_nan):
+        file = _present(model, file)
         foreign = made_elsewhere(model, file.record["base"], file.modules.values(), base)
         places = find_places(model, file.sites, file.path)
         kinds = {module_name: module.kinds() for module_name, module in file.modules.items()}
@@ -113,6 +114,14 @@ def plans(
         )  # fmt: skip
         out.append(made)
     return out
+
+
+def _present(model: nn.Module, file: BayFile) -> BayFile:
+    """A bay with its modules as they are in this model, and without sites that none of them has then."""
+    modules = {name: here(model, one) for name, one in file.modules.items()}
+    lost = {site for name, one in file.modules.items() for site in one.sites.keys() - modules[name].sites.keys()}
+    sites = {site: said for site, said in file.record["sites"].items() if site not in lost}
+    return replace(file, record={**file.record, "sites": sites}, modules=modules)
 
 
 def _strangers(model: nn.Module, folders: Mapping[str, Path], folder: Path, name: str | None) -> list[Plan]:
@@ -244,7 +253,8 @@ def _read(
         read_bay(path.parent, path.name, allow_nan, wanted) if wanted is None or (path / "bay.json").exists() else None
     )
     if bay is None:
-        return None, [read_module(path, name, allow_nan) for name in names]
+        return None, [here(fitting.model, read_module(path, name, allow_nan)) for name in names]
+    bay = _present(fitting.model, bay)
     return bay, list(bay.modules.values())
 
 

@@ -1,6 +1,6 @@
 """Reading a bay: what lies in its folder, every part of it checked before anything in a model changes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,14 @@ class ModuleFile:
         """The tensors by site and name."""
         own = lambda site: {k.removeprefix(f"{site}/"): t for k, t in self.tensors.items() if k.startswith(f"{site}/")}
         return {site: own(site) for site in self.sites}
+
+    def only(self, sites: Container[str]) -> "ModuleFile":
+        """This module at some of its sites."""
+        here = lambda key: any(key.startswith(f"{site}/") for site in kept)
+        kept = {site: said for site, said in self.sites.items() if site in sites}
+        shared = {alias: key for alias, key in self.record["shared"].items() if here(alias)}
+        tensors = {key: tensor for key, tensor in self.tensors.items() if here(key)}
+        return replace(self, record={**self.record, "sites": kept, "shared": shared}, tensors=tensors)
 
     def kinds(self) -> dict[str, Kind]:
         """The kind at each site: one object for those that were one."""

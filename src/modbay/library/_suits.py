@@ -1,6 +1,7 @@
 """Whether what was read suits a bay: its base, sites, kinds, parts and tensors. All raise before anything changes."""
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,14 +9,16 @@ from torch import Tensor, nn
 
 from ..abstract import Site
 from ..aggregation import PerSite, WeightedSum
-from ..errors import BaseMismatch, BayError, FileError
-from ..seams import Fitting
+from ..errors import BaseMismatch, BayError, FileError, listed
+from ..seams import Fitting, named
 from ._fingerprint import compare
 from ._foreign import Foreign
 from ._format import describe
 from ._places import site_record
 from ._read import BayFile, ModuleFile, fill, fits, whole
 from ._write import bay_tensors, described, module_tensors
+
+LOG = logging.getLogger("modbay")
 
 
 def same_way(fitting: Fitting, file: Foreign) -> None:
@@ -30,6 +33,27 @@ def same_way(fitting: Fitting, file: Foreign) -> None:
                 f"load: module {file.name!r} needs {what} at {site!r}, and bay {fitting.state.name!r} has "
                 f"{type(own).__name__}; mb.load(model, FOLDER, name=…) makes a bay of its own for it."
             )
+
+
+def here(model: nn.Module, file: ModuleFile) -> ModuleFile:
+    """A module without its sites before layers that this model lacks, if it has nothing of its own there: an invertible
+    adapter's inverse, before a head that gives words. Nothing that was learned is left out."""
+    own = {key for key in file.tensors if key not in file.record["shared"]}
+    there = set(named(model))
+    lost = [
+        site
+        for site, said in file.sites.items()
+        if said.get("before")
+        and site.removesuffix("[before]") not in there
+        and not any(key.startswith(f"{site}/") for key in own)
+    ]
+    if not lost:
+        return file
+    LOG.warning(
+        "%s: %s has no %s, so that the module acts only at its other sites, whose tensors are all it has.", file.path,
+        type(model).__name__, listed(site.removesuffix("[before]") for site in lost),
+    )  # fmt: skip
+    return file.only(file.sites.keys() - lost)
 
 
 def made_elsewhere(

@@ -34,8 +34,9 @@ class Invertible(FunctionComposition):
 
     These are language adapters as MAD-X trains them, on masked words. Sites in the model's order: the embeddings, and
     what goes into the output layer, or what gives it its input; or the embeddings alone, for a task without that layer.
-    Both are d wide, on the last axis. F and G learn from both uses, and are saved once. reduction: of the half d/2 to
-    the rows of W_down.
+    Both are d wide, on the last axis. F and G learn from both uses, and are saved once; onto a model without that layer
+    (a classifier, for MAD-X's second step) they are loaded at the embeddings alone. reduction: of the half d/2 to the
+    rows of W_down.
     std: None draws W_down as a Linear's weight and leaves W_up zero, so that the start is the base exactly; a number
     draws both from a normal (the authors' code: 0.02). Biases start at zero.
     Raises CompositionError for more than two sites, of different widths, or with their features elsewhere.
