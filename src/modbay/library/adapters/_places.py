@@ -6,6 +6,7 @@
 r is the input of the part, which is what a parallel module reads; in front of a norm there, if the part begins so.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ PREFIXES: dict[str, dict[str, str]] = {
     "vit": {"attention.attention": "self_prefix", "attention": "self_prefix"},  # as it was called once, and now
 }  # of layers with the norm in front: what adapters calls the prefixes of an attention
 PREFIXES["mt5"] = PREFIXES["t5"]
+TO_ENCODER = re.compile(r"\.(EncDecAttention|encoder_attn|crossattention)\.")
 FUSED = "attn.c_attn"  # GPT-2's query, key and value, in this order
 
 
@@ -178,7 +180,7 @@ def projections(model: nn.Module, modules: Mapping[str, nn.Module], roles: Roles
         layer = next((n for n, block in enumerate(roles["block"]) if site.startswith(f"{block}.")), i)
         if kind(model) in ("t5", "mt5") and site.endswith(".wi_0"):
             continue  # of a gated pair adapters has LoRA at the other one
-        out[site] = (layer, f"cross {short}" if ".EncDecAttention." in site else short)
+        out[site] = (layer, f"cross {short}" if TO_ENCODER.search(site) else short)
     for layer, block in enumerate(roles["block"]) if kind(model) == "gpt2" else ():
         width = describe("", modules[f"{block}.{FUSED}"]).features("outputs") // 3
         out |= {f"{block}.{FUSED}[{i * width}:{(i + 1) * width}]": (layer, short) for i, short in enumerate("qkv")}
