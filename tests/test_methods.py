@@ -175,7 +175,7 @@ WRONG = {
              r"LoRA\(rank='8'\): a whole number is wanted, not text"),
     "bool": ([{**OK, "modules": {"m": {"LoRA": {"rank": True}}}}], "a whole number is wanted, not true or false"),
     "either": ([{**OK, "modules": {"m": {"LoRA": {"alpha": "x"}}}}], "a number or null is wanted"),
-    "literal": ([{**OK, "modules": {"m": {"Bottleneck": {"placement": "up"}}}}], "'serial' or 'parallel' or 'sum' is wanted"),
+    "literal": ([{**OK, "modules": {"m": {"Bottleneck": {"placement": "up"}}}}], "'serial' or .* or 'sum' is wanted"),
     "own words": ([{**OK, "modules": {"m": {"Bottleneck": {"activation": "x"}}}}], r"modules\.m: Bottleneck"),
     "no name": ([{**OK, "modules": {"m": {"LoRA": {}, "IA3": {}}}}], "NAME or {NAME"),
     "list": ([{**OK, "modules": {"m": {"LoRA": [8]}}}], r"its arguments are a mapping, {rank: …}"),
