@@ -67,12 +67,12 @@ module moves the base's logits. Written by `python benchmarks/interop.py`; {wher
 TAIL = """
 Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys
 are turned back, by the model's own rule, which is the same; where positions are looked up (GPT-2, OPT, BART) `mb.Shift`
-at their table does it; under T5's bias of relative positions they are `mb.Prefix(relative="front")`. Of an
-encoder-decoder peft passes every other row of its table on, so that with an even number of layers two have the same
-prefix: others are not written. Models that find their positions in their own way (M2M100) are refused. Under a window
-peft's prefix is left behind by a text that is longer; modbay's is always seen. peft itself has no prefixes at encoders
-that classify (BERT) with transformers 5. VeRA's matrices are peft's own draw, so that the products are kept, as LoRA.
-P-tuning's encoder is not in peft's file: what it gave is a prompt.
+at their table does it; under T5's bias of relative positions, and under a sliding window, which peft's prefix is left
+behind by, they are `mb.Prefix(relative="front")`. Of an encoder-decoder peft passes every other row of its table on, so
+that with an even number of layers two have the same prefix: others are not written. Models that find their positions in
+their own way (M2M100) are refused. peft itself has no prefixes at encoders that classify (BERT) with transformers 5.
+VeRA's matrices are peft's own draw, so that the products are kept, as LoRA. P-tuning's encoder is not in peft's file:
+what it gave is a prompt.
 
 The same by architecture, at every linear layer, or in front of the text (`python benchmarks/peft_families.py`, which
 also says why something is refused): the largest error as a share of peft's largest logit. "–": peft has none.

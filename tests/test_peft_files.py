@@ -206,9 +206,18 @@ CASES |= {
     )
     for kind, more in TURNED.values()
 }
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 SPEAKS = {"task_type": "SEQ_2_SEQ_LM"}  # peft needs the decoder's layers; with an even number two have one prefix
 CASES |= {
     "prefix at OPT": (opt, lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM")),
+    "prefix under a window": (
+        partial(causal, "mistral", sliding_window=6),
+        lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM"),
+    ),
+    "prefix under a window in some layers": (
+        partial(causal, "gemma3_text", head_dim=8, **WINDOW),
+        lambda: peft.PrefixTuningConfig(**PROMPT, task_type="CAUSAL_LM"),
+    ),
     "prefix at T5": (t5, lambda: peft.PrefixTuningConfig(**PROMPT, **SPEAKS)),
     "prefix at T5, three layers": (partial(t5, 3), lambda: peft.PrefixTuningConfig(**PROMPT, **SPEAKS)),
     "prefix at BART": (bart, lambda: peft.PrefixTuningConfig(**PROMPT, **SPEAKS, num_layers=3)),
@@ -475,9 +484,18 @@ def test_prefixes_that_peft_can_not_have(make, why, tmp_path):
         bay.export(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["prefix at OPT", "prefix at T5", "prefix at BART"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prefix at OPT",
+        "prefix at T5",
+        "prefix at BART",
+        "prefix under a window",
+        "prefix under a window in some layers",
+    ],
+)
 def test_prefixes_by_example(name, tmp_path):
-    """Positions that a class of its own finds, or a bias of relative ones: of each row its own, in generation too."""
+    """Positions that a class of its own finds, a bias of relative ones, a window: in generation too."""
     base, wanted = trained(name, tmp_path / "long")
     bare, config = run(base), CASES[name][1]()
     config.num_virtual_tokens = 2

@@ -42,7 +42,8 @@ class Prefix(InputComposition):
     group: of a module's prefixes those with the same word share P' and W_down. The official code of an encoder-decoder
     has them apart for its three attentions: {"encoder.*SelfAttention": mb.Prefix(…, group="encoder"), …}.
     relative: where the attention has a bias by relative position (T5's), it is 0 at a prefix. "front": the prefix has
-    the positions right before the text's, −n … −1, as in peft. "keys": keys are counted from the prefix on, so that the
+    the positions right before the text's, −n … −1, as in peft, and so under a sliding window is out of sight of what
+    is further on, where else all of the text sees it. "keys": keys are counted from the prefix on, so that the
     text's begin at n, and queries from 0 as before, as the library adapters has it.
     The text's positions start at 0; in peft they start at n: under rotary positions a prefix that was trained there has
     its keys turned back by n steps, which is the same; where positions are learned, `Shift(n)` at their table is. A

@@ -14,6 +14,7 @@ from ._match import part as part
 from ._match import places as places
 from ._match import span as span
 from ._match import union as union
+from ._prefix import window as window
 from ._roles import Role as Role
 from ._roles import Roles as Roles
 from ._roles import collapsed as collapsed

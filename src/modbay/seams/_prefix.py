@@ -46,7 +46,8 @@ class PrefixSeam(Seam):
         self.target, self.table = target, table
         self.owner = other is None
         self.now: tuple[Tensor, Tensor | None] | None = None  # the prefixes of the call that is under way
-        self.relative: str | None = None  # how they have positions, under a bias
+        self.relative: str | None = None  # how they have positions, under a bias or a window
+        self.past: Any = 0  # how much of the text is in the cache
         self.met = False
         self.source = base.__module__  # where its eager attention is written
         _kernel(self.source, self.config)
@@ -60,6 +61,8 @@ class PrefixSeam(Seam):
         x = Function(run, args, kwargs, target, modular.site.name).x
         before, self.met = self.now, False
         self.relative = self._counted(modular, kwargs)
+        cache = _cache(kwargs)
+        self.past = 0 if cache is None or self.relative is None else cache.get_seq_length(target.layer_idx)
         self.now = extended(modular, x, c, route, aggregator)
         try:
             out = run(*args, **kwargs)
@@ -82,12 +85,15 @@ class PrefixSeam(Seam):
                 f"{next(one for one in said if one != how)!r}, and positions are counted in one way for all rows. Put "
                 f"it into a bay of its own."
             )
-        if how is not None and (self.table is None or kwargs.get("key_value_states") is not None):
+        other = how == "front" and window(self.target) is not None
+        none = self.table is None and not other
+        if how is not None and (none or kwargs.get("key_value_states") is not None):
             raise CompositionError(
                 f"Prefix(relative={how!r}) at site {modular.site.name!r}: this attention has no bias of relative "
-                f"positions in which a prefix could have its own. Leave relative out there."
+                f"positions in which a prefix could have its own{' and no window' * (how == 'front')}. Leave relative "
+                f"out there."
             )
-        if how is not None and getattr(kwargs.get("cache", kwargs.get("past_key_values")), "is_compileable", False):
+        if how is not None and self.table is not None and getattr(_cache(kwargs), "is_compileable", False):
             raise CompositionError(
                 f"Prefix(relative={how!r}) at site {modular.site.name!r}: in a static cache it can't be told where the "
                 f"text stands. Generate with the dynamic cache."
@@ -104,6 +110,10 @@ class PrefixSeam(Seam):
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         register()  # the copy may live in a process that has not heard of us
+
+
+def _cache(kwargs: dict) -> Any:
+    return kwargs.get("cache", kwargs.get("past_key_values"))
 
 
 def relative(kind: Any) -> str | None:
@@ -147,8 +157,8 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
     for seam in seams:
         seam.met = True
         if seam.now is not None:
-            given.append((*seam.now, seam.relative, seam.table))
-    if len(given) > 1 and any(how is not None for _, _, how, _ in given):
+            given.append((*seam.now, seam))
+    if len(given) > 1 and any(seam.relative is not None for _, _, seam in given):
         raise CompositionError(
             "Prefix(relative=…): prefixes of several bays meet in one attention, where none tells which is first. "
             "Put them into one bay, and give it aggregator=mb.Concatenate()."
@@ -160,11 +170,12 @@ def prefixed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
         causal = causal and flags
     else:
         kwargs |= {} if is_causal is None else {"is_causal": is_causal}
-    for front, has, how, table in reversed(given):
-        attention_mask = _mask(attention_mask, query, key, front, has, causal, flags)
+    for front, has, seam in reversed(given):
+        seen = _seen(front.shape[-2], has, query, seam, kwargs.get("sliding_window"))
+        attention_mask = _mask(attention_mask, query, key, front, seen, causal, flags)
         key, value = torch.cat([_of(front, 0, key), key], 2), torch.cat([_of(front, 1, value), value], 2)
         if position_bias is not None:
-            position_bias = _bias(position_bias, front.shape[-2], has, how, table)
+            position_bias = _bias(position_bias, front.shape[-2], has, seam.relative, seam.table)
         kwargs["is_causal"] = causal = False
     if position_bias is not None:
         kwargs["position_bias"] = position_bias
@@ -209,23 +220,42 @@ def _of(front: Tensor, which: int, like: Tensor) -> Tensor:
     return front[:, which].to(like.dtype)
 
 
-def _mask(mask: Any, query: Tensor, key: Tensor, front: Tensor, has: Tensor | None, causal: bool,
+def _seen(n: int, has: Tensor | None, query: Tensor, seam: PrefixSeam, window: int | None) -> Tensor | None:
+    """Whether a query sees a place of the prefix, (b or 1, t or 1, n); None if all do. A prefix that is right before
+    the text is left behind by the window."""
+    if window is None or seam.relative != "front":
+        return None if has is None else has[:, None]
+    last = torch.arange(n, 0, -1, device=query.device)[None] if has is None else has.sum(-1, True) - has.cumsum(-1) + 1
+    steps = last[:, None] + (seam.past + torch.arange(query.shape[2], device=query.device))[:, None]
+    near = steps < window
+    return near if has is None else near & has[:, None]
+
+
+def _mask(mask: Any, query: Tensor, key: Tensor, front: Tensor, seen: Tensor | None, causal: bool,
           boolean: bool) -> Tensor | None:  # fmt: skip
-    """The mask, lengthened: a prefix is seen by every query of its row."""
+    """The mask, lengthened by what is seen of the prefix."""
     n, t, s = front.shape[-2], query.shape[2], key.shape[2]
     if mask is None:
         if causal and t > 1:  # the kernel's flag can't say that all see the prefix
             mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril()[None, None]
-        elif has is None:
+        elif seen is None:
             return None
         else:
             mask = torch.ones(1, 1, t, s, dtype=torch.bool, device=query.device)
             mask = mask if boolean else torch.zeros_like(mask, dtype=query.dtype)
     if not isinstance(mask, Tensor):
         raise CompositionError(f"an attention mask of type {type(mask).__name__} can't be lengthened for a prefix.")
-    if has is None:
+    if seen is None:
         return F.pad(mask, (n, 0), value=True if mask.dtype is torch.bool else 0)
-    seen = has[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+    rows = max(len(seen), len(mask))
+    seen = seen[:, None].expand(rows, mask.shape[1], mask.shape[2], -1)
     if mask.dtype is not torch.bool:
         seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
-    return torch.cat([seen, mask.expand(len(seen), -1, -1, -1)], -1)
+    return torch.cat([seen, mask.expand(rows, -1, -1, -1)], -1)
+
+
+def window(attention: nn.Module) -> int | None:
+    """How far an attention looks back, itself or by its config; None if it sees all."""
+    config = getattr(attention, "config", None)
+    own = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    return own if isinstance(own, int) else None

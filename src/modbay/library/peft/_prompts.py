@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...errors import FileError, listed
 from ...modules import Prefix, Prompt, Shift
-from ...seams import find_roles, named
+from ...seams import find_roles, named, window
 from ._rotary import turning
 from ._source import TENSORS, Source
 
@@ -88,9 +88,10 @@ def decoder(model: Any) -> str:
 
 
 def relative(model: nn.Module, site: str) -> str | None:
-    """What a prefix of peft's there is under a bias of relative positions: right before the text."""
+    """What a prefix of peft's is under a bias of relative positions, or a window: right before the text."""
     attention = named(model)[site]
-    return "front" if hasattr(attention, "has_relative_attention_bias") else None
+    placed = hasattr(attention, "has_relative_attention_bias") or window(attention) is not None
+    return "front" if placed else None
 
 
 def positions(model: nn.Module, what: str) -> str | None:
