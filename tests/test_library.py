@@ -348,6 +348,17 @@ def test_a_bfloat16_copy_is_the_same_base_and_float16_is_not_told(saved, net):
         mb.load(other, saved[0])
 
 
+def test_a_record_is_read_by_people_too(tmp_path):
+    """An embedding is one line of it; what stands in a text is as it was."""
+    net = Net()
+    about = {"embedding": [0.25, -1.5e-07, 3], "notes": "[\n 1\n]", "licence": "MIT"}
+    mb.attach(net, at="trunk.0", modules={"a": mb.LoRA(2)}).save(tmp_path, about={"a": about})
+    text = (tmp_path / "modules" / "a" / "module.json").read_text()
+    assert '"embedding": [0.25, -1.5e-07, 3]' in text
+    said = json.loads(text)["about"]
+    assert {key: said[key] for key in about} == about
+
+
 def test_another_base_is_recorded(saved, tmp_path, x):
     folder, _ = saved
     other = Net()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..errors import FileError
 
 Stamp = tuple[int, int, int]  # of a file: its time, size and inode
 
+NUMBERS = re.compile(r"\[\n(\s+-?[\d.]+(e[+-]?\d+)?,?\n)+\s*\]")  # in JSON, a list of more than none
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's archive, and bare pickles
 
@@ -72,7 +74,9 @@ def settle(folder: Path) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a record to be read by people, too: a list of numbers (an embedding) is one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
