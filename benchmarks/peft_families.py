@@ -77,6 +77,8 @@ GROUPS = {
     "Seq2SeqLM": (PAIRS, "SEQ_2_SEQ_LM"),
     "ImageClassification": (IMAGES, None),
 }
+LEFT = {"distilbert": ["pre_classifier"], "mamba": ["dt_proj", "out_proj"]}  # a head; what is read by its weight alone
+TOLD = {"distilbert": (32, 2, 4), "mamba": (32, 2, 1)}  # width, layers and heads
 ALL, FRONT = {"target_modules": "all-linear"}, {"num_virtual_tokens": 4}
 METHODS: dict[str, Callable[..., Any]] = {
     "LoRA": lambda **task: peft.LoraConfig(r=4, **ALL, **task),
@@ -117,13 +119,16 @@ def run(model: nn.Module, group: str) -> Tensor:
         return model(**inputs(group)).logits
 
 
-def cell(base: nn.Module, group: str, method: str) -> tuple[str, str]:
+def cell(base: Any, group: str, method: str) -> tuple[str, str]:
     """(the error, or a word; why)."""
-    task = GROUPS[group][1]
+    config = METHODS[method](**({"task_type": task} if (task := GROUPS[group][1]) else {}))
+    config.exclude_modules = LEFT.get(base.config.model_type)
+    if hasattr(config, "token_dim"):  # peft can't tell it of all
+        config.token_dim, config.num_layers, config.num_attention_heads = TOLD.get(base.config.model_type, [None] * 3)
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.manual_seed(1)
-            theirs = peft.get_peft_model(copy.deepcopy(base), METHODS[method](**({"task_type": task} if task else {})))
+            theirs = peft.get_peft_model(copy.deepcopy(base), config)
             with torch.no_grad():
                 for p in theirs.parameters():
                     if p.requires_grad:

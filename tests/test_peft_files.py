@@ -41,6 +41,11 @@ def bert():
     return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))
 
 
+def distilbert():
+    config = transformers.DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=48)
+    return transformers.DistilBertForSequenceClassification(config)
+
+
 def opt():
     config = transformers.OPTConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32
@@ -129,6 +134,7 @@ CASES = {
         lambda: peft.LoraConfig(**LORA, lora_bias=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True),
     ),
     "lora and head": (bert, lambda: peft.LoraConfig(**LORA, **HEAD, target_modules=QV)),
+    "lora and two heads": (distilbert, lambda: peft.LoraConfig(**LORA, **HEAD, target_modules=["q_lin", "v_lin"])),
     "lora, modules_to_save": (
         bert,
         lambda: peft.LoraConfig(**LORA, target_modules=QV, modules_to_save=["pooler", "classifier"]),

@@ -255,14 +255,14 @@ def rest(source: Source) -> None:
     for path, own in source.by_path(("base_layer.bias",)).items():
         _bias(source, path, own["base_layer.bias"])
     copies: dict[str, dict[str, Tensor]] = {}
-    wanted = source.get("modules_to_save", list, [])
+    wanted = tuple(str(name) for name in source.get("modules_to_save", list, []))
     biases = source.get("bias", str, "none") == "all"
     for key in list(source.tensors):
         if ".original_module." in key:  # with bias="all" peft saves the base's own beside the copy's
             del source.tensors[key]
             continue
         path, _, name = key.replace(".modules_to_save.", ".").rpartition(".")
-        whole = next((p for p in _above(path) if p.rpartition(".")[2] in wanted or p in wanted), None)
+        whole = next((p for p in _above(path) if p.endswith(wanted)), None)  # DistilBERT's pre_classifier, too
         if whole is not None:
             inner = f"{path}.{name}".removeprefix(f"{whole}.").replace(".", "/")
             tensor = source.tensors.pop(key)
