@@ -431,6 +431,35 @@ def test_the_features_of_a_norm_are_its_second_axis(make, kind: mb.Kind, shape: 
         assert_close(norm(x), want)
 
 
+class Scaled(nn.Embedding):
+    """As Gemma's words: what is looked up is scaled."""
+
+    embed_scale = 3.0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * self.embed_scale
+
+
+@pytest.mark.parametrize(
+    "kind", [mb.LoRA(2), mb.DenseDelta(), mb.SparseDelta(0.5), mb.LoHa(2), mb.LoKr(2), mb.DoRA(2)], ids=repr
+)
+def test_a_change_of_an_embedding_is_scaled_as_it_is(kind):
+    torch.manual_seed(0)
+    net, ids = nn.Sequential(Scaled(12, 6)), torch.randint(12, (3, 4))
+    bay = mb.attach(net, "0", {"a": kind, "b": kind}, name="task")
+    for parameter in bay.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    for name, labels in (("a", ["a"] * 3), ("b", ["a", "b", None])):
+        part = bay.modulars["0"].order[bay.names().index(name)]
+        change, _ = kind.delta(part.tensors(), bay.modulars["0"].site).dense(bay.modulars["0"].site)
+        want = 3 * nn.functional.embedding(ids, net[0].weight + change)
+        row = labels.index(name)
+        close(net(ids, task=labels)[row], want[row])
+        bay.fold(name)
+        close(net(ids), want)
+        bay.unfold()
+
+
 @pytest.mark.parametrize("case", [case for case in KINDS if case.generated], ids=ids)
 def test_a_hypernetwork_compiles_whole(case: Case):
     layer = mb.Modular(site_of("linear")[0], {"a": case.make()}, mb.Uniform(), mb.WeightedSum()).train(case.trains)

@@ -41,6 +41,10 @@ def bert():
     return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))
 
 
+def roberta():
+    return transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SMALL, pad_token_id=0))
+
+
 def distilbert():
     config = transformers.DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=48)
     return transformers.DistilBertForSequenceClassification(config)
@@ -142,6 +146,18 @@ CASES = {
     "lora, all biases": (bert, lambda: peft.LoraConfig(**LORA, **HEAD, bias="all", target_modules=QV)),
     "lora, its biases": (bert, lambda: peft.LoraConfig(**LORA, bias="lora_only", target_modules=QV)),
     "lora at an embedding": (llama, lambda: peft.LoraConfig(**LORA, target_modules=["embed_tokens", "q_proj"])),
+    "lora at an embedding that scales": (
+        partial(causal, "gemma", head_dim=8),
+        lambda: peft.LoraConfig(**LORA, target_modules=["embed_tokens", "q_proj"]),
+    ),
+    "lora, all biases, where not all have one": (
+        partial(causal, "qwen2"),
+        lambda: peft.LoraConfig(**LORA, bias="all", target_modules="all-linear"),
+    ),
+    "lora, all biases, those of a head's layers": (
+        roberta,
+        lambda: peft.LoraConfig(**LORA, **HEAD, bias="all", target_modules=QV),
+    ),
     "lora at Conv2d": (Picture, lambda: peft.LoraConfig(**LORA, **CONV, modules_to_save=["head"])),
     "lora at experts": (
         mixtral,

@@ -24,7 +24,7 @@ def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
     if site.form == "transposed":
         return linear(x, weight.mT)
     if site.form == "embedding":
-        return F.embedding(x, weight)
+        return _looked_up(site, F.embedding(x, weight))
     if site.form == "convolution":
         m: Any = site.module
         weight = weight.to(x.dtype)  # autocast does not reach into vmap
@@ -33,6 +33,14 @@ def act(site: Site, weight: Tensor, x: Tensor) -> Tensor:
         f"site {site.name!r} ({type(site.module).__name__}) has no weight that a parameter composition could change: "
         f"attach at the Linear, Conv1D, Conv or Embedding inside it, or use a bottleneck."
     )
+
+
+def _looked_up(site: Site, rows: Tensor) -> Tensor:
+    """Some classes scale what they look up (Gemma's words, BART's), and so a change of it."""
+    scale: Any = getattr(site.module, "embed_scale", 1.0)
+    if isinstance(scale, Tensor):
+        return rows * scale.to(rows.dtype)
+    return rows if scale == 1.0 else rows * scale
 
 
 def grow(factor: Tensor | float, tensor: Tensor) -> Tensor:
@@ -60,7 +68,7 @@ class LowRank(Delta):
             each = torch.func.vmap(lambda a, b, x, y: LowRank(a, b).apply(x, y, site))
             change = each(self.a, self.b, x, y)
         elif site.form == "embedding":
-            change = F.embedding(x, self.a.mT) @ self.b.mT
+            change = _looked_up(site, F.embedding(x, self.a.mT) @ self.b.mT)
         else:
             hidden = act(site, self.a, x)
             change = CONVOLUTIONS[self.a.ndim - 3](hidden, self.b.view(*self.b.shape, *[1] * (self.a.ndim - 2)))
@@ -113,7 +121,7 @@ class Kronecker(Delta):
         if site.form == "embedding":  # the columns of C and D that make a token's column
             width = self.d.shape[1]
             left, right = F.embedding(x // width, self.c.mT), F.embedding(x % width, self.d.mT)
-            return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+            return _looked_up(site, (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2))
         return act(site, self.dense(site)[0], x)
 
     def scale(self, factor: Tensor | float) -> "Kronecker":

@@ -184,7 +184,8 @@ def _unpack(fitting: Fitting, done: Folded, place: Place, dequantise: bool) -> N
 def plain(verb: str, place: Place) -> None:
     """Raise CompositionError unless f, at this place, is known to be a plain product with its weight, and a bias."""
     site, target = place.site, place.target
-    exact = site.form == "transposed" or site.bare or base_type(target) in AFFINE
+    scaled = issubclass(base_type(target), nn.Embedding) and hasattr(target, "embed_scale")  # Gemma's words
+    exact = site.form == "transposed" or site.bare or scaled or base_type(target) in AFFINE
     whole = exact and target._parameters.get(site.parameter) is not None
     if not whole or place.entry is not None or place.before:
         raise CompositionError(

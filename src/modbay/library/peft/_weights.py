@@ -261,7 +261,7 @@ def rest(source: Source) -> None:
         if ".original_module." in key:  # with bias="all" peft saves the base's own beside the copy's
             del source.tensors[key]
             continue
-        path, _, name = key.replace(".modules_to_save.", ".").rpartition(".")
+        path, _, name = _copied(source, key).rpartition(".")
         whole = next((p for p in _above(path) if p.endswith(wanted)), None)  # DistilBERT's pre_classifier, too
         if whole is not None:
             inner = f"{path}.{name}".removeprefix(f"{whole}.").replace(".", "/")
@@ -278,6 +278,16 @@ def rest(source: Source) -> None:
             f"{source.path}/{TENSORS}: {listed(source.tensors)} are not known to be parts of "
             f"{source.config.get('peft_type')}: newer than modbay, or changed by hand."
         )
+
+
+def _copied(source: Source, key: str) -> str:
+    """A key without what peft puts between a module and its copy; with bias="all" that is the adapter's name, too."""
+    owner, between, inner = key.partition(".modules_to_save.")
+    if not between:
+        return key
+    first, _, rest = inner.partition(".")
+    module = source.modules[source.site(owner)]
+    return f"{owner}.{inner if first in module._modules or first in module._parameters or not rest else rest}"
 
 
 def _above(path: str) -> list[str]:

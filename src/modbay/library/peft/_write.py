@@ -68,7 +68,7 @@ def write(folder: Path, draft: Draft) -> Path:
     if others:
         WRITERS[method](draft, others)
     _task(draft, method)
-    if offsets:
+    if offsets or (not draft.config.get("lora_bias") and any(key.endswith(".lora_B.bias") for key in draft.tensors)):
         _biases(draft, method, others, offsets)
     return _put(folder, draft, method)
 

@@ -19,6 +19,8 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
     biased = any(getattr(kind, "bias", False) for kind in sites.values())
     if dora and not all(isinstance(kind, DoRA) for kind in sites.values()):
         raise draft.refuse(next(iter(sites)), "it has LoRA or DoRA, and elsewhere the other; peft's have one")
+    lacks = [site for site in sites if not draft.places[site].site.bare and draft.places[site].site.bias is None]
+    some = biased and any(not getattr(sites[site], "bias", False) for site in lacks)  # then not as LoRA's own
     stable = all(getattr(kind, "stable", False) for kind in sites.values())
     ranks: dict[str, float] = {}
     alphas: dict[str, float] = {}
@@ -42,9 +44,9 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
             draft.put(site, lora_embedding_A=a, lora_embedding_B=b)
         else:
             draft.put(site, lora_A__weight=a, lora_B__weight=b.view(*b.shape, *[1] * (a.ndim - 2)))
-        if biased:
-            if draft.places[site].site.bias is None:
-                raise draft.refuse(site, "LoRA has a bias where the layer has none, which peft refuses")
+        if biased and site in lacks and "bias" in own:
+            raise draft.refuse(site, "LoRA has a bias where the layer has none, which peft refuses")
+        if biased and site not in lacks:
             draft.put(site, lora_B__bias=own.get("bias", b.new_zeros(b.shape[0])))
         if dora:
             draft.put(site, lora_magnitude_vector=_lengths(draft.places[site]).to(b) + own["magnitude"])
@@ -56,7 +58,7 @@ def lora(draft: Draft, sites: Mapping[str, Kind]) -> None:
     (rank, rank_pattern), (alpha, alpha_pattern) = draft.pattern(ranks), draft.pattern(alphas)
     draft.config |= {
         "r": rank, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern, "bias": "none",
-        "use_rslora": stable, "use_dora": dora, "lora_bias": biased,
+        "use_rslora": stable, "use_dora": dora, "lora_bias": biased and not some,
         "lora_dropout": 0.0, **draft.common(plain), "init_lora_weights": True,
     }  # fmt: skip
     if bare:
