@@ -81,8 +81,8 @@ also says why something is refused): the largest error as a share of peft's larg
 
 A matrix that is no layer's, the gate of a mixture of experts, is a site of modbay's by itself, as fused experts are.
 In mixtures of experts whose experts were layers before transformers 5 (DeepSeek), peft loads no LoRA at dense layers of
-the experts' names: it is refused on the way out. Mamba reads `dt_proj` by its weight alone, where a module never acts,
-and peft's is not heard: the table leaves it out, and a first call with a module there raises.
+the experts' names: it is refused on the way out. Where a model never calls a layer, or reads its weight alone (Mamba's
+`dt_proj`, T5's `shared`), peft's adapters do nothing, and neither do they here: the first call says so.
 
 peft's own tests run unchanged on modbay's modules (`python benchmarks/peft_tests.py`): peft makes each adapter,
 modbay reads it, and its first output is compared with peft's. Of the 38 in `test_mixed.py` (LoRA, LoHa, LoKr and

@@ -77,7 +77,7 @@ GROUPS = {
     "Seq2SeqLM": (PAIRS, "SEQ_2_SEQ_LM"),
     "ImageClassification": (IMAGES, None),
 }
-LEFT = {"distilbert": ["pre_classifier"], "mamba": ["dt_proj", "out_proj"]}  # a head; what is read by its weight alone
+LEFT = {"distilbert": ["pre_classifier"], "mamba": ["out_proj"]}  # a head; what peft's LoRA can't be at
 TOLD = {"distilbert": (32, 2, 4), "mamba": (32, 2, 1)}  # width, layers and heads
 ALL, FRONT = {"target_modules": "all-linear"}, {"num_virtual_tokens": 4}
 METHODS: dict[str, Callable[..., Any]] = {

@@ -158,6 +158,12 @@ CASES = {
         roberta,
         lambda: peft.LoraConfig(**LORA, **HEAD, bias="all", target_modules=QV),
     ),
+    "lora, words that stay tied": (
+        partial(causal, "gemma", head_dim=8),
+        lambda: peft.LoraConfig(
+            **LORA, target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
+        ),
+    ),
     "lora at Conv2d": (Picture, lambda: peft.LoraConfig(**LORA, **CONV, modules_to_save=["head"])),
     "lora at experts": (
         mixtral,
@@ -410,6 +416,25 @@ def test_what_peft_can_not_hold(kinds, why, tmp_path):
     with pytest.raises(CompositionError, match=why):
         bay.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_is_never_called(tmp_path, caplog):
+    """T5 gives its embeddings to both sides, and never calls `shared`: peft's LoRA does nothing there."""
+    torch.manual_seed(0)
+    base = t5().eval()
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**LORA, target_modules=["q", "shared"])).eval()
+    with torch.no_grad():
+        for n, p in theirs.named_parameters():
+            if "lora_" in n:
+                p.add_(0.3 * torch.randn_like(p))
+    theirs.save_pretrained(tmp_path / "theirs")
+    bay = mb.load(base, tmp_path / "theirs")["peft"]
+    torch.testing.assert_close(run(base), run(theirs), **CLOSE)
+    assert "'shared'" in caplog.text and "never fired" in caplog.text
+    bay.save(tmp_path / "own")
+    bay.detach()
+    mb.load(base, tmp_path / "own")["peft"].use("theirs")
+    torch.testing.assert_close(run(base), run(theirs), **CLOSE)
 
 
 def test_a_layer_that_peft_takes_for_the_experts(tmp_path):

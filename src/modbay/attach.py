@@ -91,6 +91,7 @@ def load(
             with library.making(model, plan.path):
                 own = (plan.name, plan.router, plan.aggregator, plan.sometimes, plan.add_losses)
                 state = _state(model, session, *own)
+                state.guest = plan.guest
                 fitting = Fitting(model, session, state, plan.router, plan.aggregator, None)
                 out[state.name] = _open(fitting, list(plan.places.values()), plan.pairs, freeze, plan.known)
             plan.finish(fitting)

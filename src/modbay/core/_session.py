@@ -4,6 +4,7 @@ Labels enter at the door, are checked there, and become routes that every site r
 its backward pass has begun, so that a recomputed block (gradient checkpointing) sees the labels of its own forward.
 """
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ def recomputing() -> bool:
     return task is not None and not torch.compiler.is_compiling() and task() != -1
 
 
+LOG = logging.getLogger("modbay")
+
+
 @dataclass(eq=False)
 class BayState:
     """One bay, as the sites and the door see it."""
@@ -39,6 +43,7 @@ class BayState:
     chosen: Routing | Mapping[str, Labels] | None = None  # what `use` set
     enabled: bool = True
     sometimes: bool = False
+    guest: bool = False  # another library's: that a site never fires is told, and as it is there
     add_losses: bool = True
     folded: Any = None  # what `fold` needs to undo itself, while the base's weights hold the modules
     foreign: dict[str, str] = field(default_factory=dict)  # modules loaded onto another base than theirs: its digest
@@ -207,6 +212,12 @@ class Session:
                     f"name (a shared embedding), or through its weight only; choose another site (modbay inspect shows "
                     f"them), or pass sometimes=True to mb.attach if it runs for some inputs only."
                 )
+            if silent and bay.guest:
+                LOG.warning(
+                    "bay %r: %d of %d sites never fired in the first pass: %s. Their modules did nothing, as in the "
+                    "library that they are from: the model does not call what they are at.",
+                    name, len(silent), len(bay.seats), listed(silent),
+                )  # fmt: skip
             self.unchecked.discard(name)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from ._write import bay_tensors, module_tensors, remember, unfolded
 class Plan(ABC):
     """A bay that was read and fits the model: what `attach` needs to make it, and `finish` to fill it."""
 
+    guest: ClassVar[bool] = False  # whether another library wrote it
     name: str
     path: Path
     router: Any
@@ -69,6 +70,7 @@ class _Saved(Plan):
 class _Strange(Plan):
     """Modules that others wrote. They come frozen, as they come there, and one that is alone is at work at once."""
 
+    guest: ClassVar[bool] = True
     files: Sequence[Foreign] = field(kw_only=True)
     setting: Setting = field(kw_only=True)
 
@@ -86,6 +88,7 @@ class _Strange(Plan):
 class _Composed(Plan):
     """Modules that others wrote, with the router and the aggregator that they have there."""
 
+    guest: ClassVar[bool] = True
     made: Composition = field(kw_only=True)
 
     def finish(self, fitting: Fitting) -> None:
@@ -136,7 +139,7 @@ def _strangers(model: nn.Module, folders: Mapping[str, Path], folder: Path, name
         places = {place.site.name: place for several in pairs.values() for place, _ in several}
         known = {file.name: file.known for file in made.files}
         own = key if out else name or made.format
-        out.append(_Composed(own, path, made.router, made.aggregator, places, pairs, known, made=made))
+        out.append(_Composed(own, path, made.router, made.aggregator, places, pairs, known, True, made=made))
     return out
 
 
@@ -149,7 +152,7 @@ def _strange(model: nn.Module, folders: Mapping[str, Path], folder: Path, name: 
     known = {file.name: file.known for file in files}
     name = name or files[0].format
     how = setting(folder, name, files, model)
-    return _Strange(name, folder, how.router, how.aggregator, places, pairs, known, files=files, setting=how)
+    return _Strange(name, folder, how.router, how.aggregator, places, pairs, known, True, files=files, setting=how)
 
 
 def load(fitting: Fitting, folder: str | Path, names: Sequence[str], add: bool, base: str, allow_nan: bool) -> None:

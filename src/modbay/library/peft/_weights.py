@@ -256,6 +256,8 @@ def rest(source: Source) -> None:
         _bias(source, path, own["base_layer.bias"])
     copies: dict[str, dict[str, Tensor]] = {}
     wanted = tuple(str(name) for name in source.get("modules_to_save", list, []))
+    if wanted and source.get("ensure_weight_tying", bool, False):
+        wanted += _words(source)  # tied to the embedding's copy, and in the file a copy of it
     biases = source.get("bias", str, "none") == "all"
     for key in list(source.tensors):
         if ".original_module." in key:  # with bias="all" peft saves the base's own beside the copy's
@@ -278,6 +280,12 @@ def rest(source: Source) -> None:
             f"{source.path}/{TENSORS}: {listed(source.tensors)} are not known to be parts of "
             f"{source.config.get('peft_type')}: newer than modbay, or changed by hand."
         )
+
+
+def _words(source: Source) -> tuple[str, ...]:
+    """The layer that gives words, if the model has one."""
+    get = getattr(source.model, "get_output_embeddings", lambda: None)
+    return tuple(name for name, module in source.modules.items() if module is get())
 
 
 def _copied(source: Source, key: str) -> str:
