@@ -541,6 +541,7 @@ def test_gc(lib):
     before = files(lib.folder)
     left = {
         ".old.0123456789ab.tmp/module.json": "x", "language/.en.0123456789ab.tmp/module.safetensors": "x",
+        "language/en/.tmpa1B2c3": "x",
         "language/en/.module.json.0123456789ab.tmp": "x", "language/.bay.json.0123456789ab.tmp": "x",
         "language/en/.module.safetensors.0123456789abcdef": "x", "language/fr/.module.json.0123456789ab.tmp": "x",
         "half/module.safetensors": "x",
@@ -553,7 +554,7 @@ def test_gc(lib):
     with locked(lib.folder / "language"):  # someone writes there
         call("gc")
     assert (lib.folder / "language/.bay.json.0123456789ab.tmp").exists() and not (lib.folder / "half").exists()
-    assert len(said("gc")) == 6 and "nothing to remove" in call("gc")
+    assert len(said("gc")) == 7 and "nothing to remove" in call("gc")
     assert files(lib.folder) == {**before, "mine/notes.txt": b"not yours"} and lib.verify() == []
 
 

@@ -22,7 +22,7 @@ from ._locks import locked
 from ._read import BayFile, ModuleFile, checked, find_bays, read_bay, read_module, whole
 from ._sketch import CACHE as LIKENESS
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp|\.tmp\w{6}")  # ours, and the one that safetensors writes to
 PENDING = re.compile(r"\.(module|bay)\.safetensors\.([0-9a-f]{16})")
 CACHES = (INDEX.name, LIKENESS.name)
 
