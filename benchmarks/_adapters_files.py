@@ -33,6 +33,16 @@ GPT = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24,
        "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
 T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2,
       "decoder_start_token_id": 0}  # fmt: skip
+SLIM = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+        "max_position_embeddings": 10}  # fmt: skip
+ROTARY = {**SLIM, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0, "attn_implementation": "eager"}
+DEBERTA = {**SLIM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False,
+           "share_att_key": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm"}  # fmt: skip
+BART = {"vocab_size": 20, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "max_position_embeddings": 10,
+        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0, "attn_implementation": "eager"}  # fmt: skip
+BEIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "image_size": 4,
+        "patch_size": 2, "num_labels": 3, "layer_scale_init_value": 0.1}  # fmt: skip
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 4,
        "patch_size": 2, "num_labels": 3}  # fmt: skip
 BASES = {
@@ -46,6 +56,19 @@ BASES = {
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
     "mt5": lambda: transformers.MT5ForConditionalGeneration(transformers.MT5Config(**{**T5, "num_layers": 2})),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**ROTARY)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**ROTARY, sliding_window=3)),
+    "electra": lambda: transformers.ElectraForSequenceClassification(
+        transformers.ElectraConfig(**SLIM, embedding_size=6, num_labels=3)
+    ),
+    "debertav2": lambda: transformers.DebertaV2ForSequenceClassification(
+        transformers.DebertaV2Config(**DEBERTA, num_labels=3)
+    ),
+    "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)),
+    "beit": lambda: transformers.BeitForImageClassification(transformers.BeitConfig(**BEIT)),
+    "albert": lambda: transformers.AlbertForSequenceClassification(
+        transformers.AlbertConfig(**SLIM, embedding_size=6, num_labels=3)
+    ),
 }
 TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
         "max_position_embeddings": 10}  # fmt: skip
@@ -101,6 +124,13 @@ CASES = {
     "t5": ["pfeiffer", "cross", "parallel", "houlsby-invertible", *ROWS, "unipelt-flat"],
     "mt5": ["pfeiffer", "houlsby-invertible", "prefix-flat", "lora-all", "ia3"],
     "vit": ["houlsby", "parallel", "plus", "pfeiffer", *ROWS, "unipelt", "both"],
+    "llama": ["houlsby-invertible", "unipelt-flat", "lora-all"],
+    "mistral": ["parallel", "prefix-flat", "ia3"],
+    "electra": ["pfeiffer", "prefix-flat", "houlsby-invertible"],
+    "debertav2": ["pfeiffer", "houlsby-invertible", "lora-all"],
+    "bart": ["cross", "mam", "lora-all"],
+    "beit": ["houlsby", "parallel", "unipelt-flat"],
+    "albert": ["houlsby", "parallel", "unipelt-flat"],
     **{kind: ["inverse"] for kind in WORDS},
 }
 SETUPS = {
@@ -131,7 +161,7 @@ def base(kind: str) -> tuple[Any, torch.Tensor]:
     shake(model)
     if kind == "mt5":
         model.lm_head.weight.data.copy_(model.shared.weight)  # which transformers 5 has as one
-    return model, torch.randn(3, 3, 4, 4) if kind == "vit" else torch.randint(2, 20, (3, 5))
+    return model, torch.randn(3, 3, 4, 4) if kind in ("vit", "beit") else torch.randint(2, 20, (3, 5))
 
 
 def write(folder: Path, kind: str) -> None:

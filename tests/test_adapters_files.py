@@ -27,6 +27,16 @@ GPT = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24,
        "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
 T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2,
       "decoder_start_token_id": 0}  # fmt: skip
+SLIM = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+        "max_position_embeddings": 10}  # fmt: skip
+ROTARY = {**SLIM, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0}
+DEBERTA = {**SLIM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False,
+           "share_att_key": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm"}  # fmt: skip
+BART = {"vocab_size": 20, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "max_position_embeddings": 10,
+        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+BEIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "image_size": 4,
+        "patch_size": 2, "num_labels": 3, "layer_scale_init_value": 0.1}  # fmt: skip
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 4,
        "patch_size": 2, "num_labels": 3}  # fmt: skip
 BASES = {
@@ -39,6 +49,19 @@ BASES = {
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
     "mt5": lambda: transformers.MT5ForConditionalGeneration(transformers.MT5Config(**{**T5, "num_layers": 2})),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**ROTARY)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**ROTARY, sliding_window=3)),
+    "electra": lambda: transformers.ElectraForSequenceClassification(
+        transformers.ElectraConfig(**SLIM, embedding_size=6, num_labels=3)
+    ),
+    "debertav2": lambda: transformers.DebertaV2ForSequenceClassification(
+        transformers.DebertaV2Config(**DEBERTA, num_labels=3)
+    ),
+    "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)),
+    "beit": lambda: transformers.BeitForImageClassification(transformers.BeitConfig(**BEIT)),
+    "albert": lambda: transformers.AlbertForSequenceClassification(
+        transformers.AlbertConfig(**SLIM, embedding_size=6, num_labels=3)
+    ),
 }
 TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
         "max_position_embeddings": 10}  # fmt: skip
@@ -63,13 +86,14 @@ def base(kind):
     here = model.state_dict()
     tensors = {name if name in here else of_today(name): tensor for name, tensor in TENSORS[kind].items()}
     model.load_state_dict(tensors, strict=False)
-    tied = ("lm_head.weight", "embed_tokens.weight", "decoder.weight", "decoder.bias", "vocab_projector.weight")
+    tied = ("lm_head.weight", "embed_tokens.weight", "decoder.weight", "decoder.bias", "vocab_projector.weight",
+            "final_logits_bias")  # fmt: skip
     assert not [name for name in here.keys() - tensors if "position_ids" not in name and not name.endswith(tied)]
     return model
 
 
 def of_today(name):
-    """The name of a weight of ViT's in transformers 5."""
+    """The name of a weight of ViT's, or of BEiT's, in transformers 5."""
     then = ("encoder.layer.", "attention.attention.", "attention.output.dense", "intermediate.dense", "output.dense")
     now = ("layers.", "attention.", "attention.o_proj", "mlp.fc1", "mlp.fc2")
     for old, new in (*zip(then, now, strict=True), ("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
@@ -79,7 +103,7 @@ def of_today(name):
 
 def run(kind, model):
     ids = TENSORS[kind]["ids"]
-    both = {"decoder_input_ids": ids} if kind in ("t5", "mt5", "t5lm") else {}
+    both = {"decoder_input_ids": ids} if kind in ("t5", "mt5", "t5lm", "bart") else {}
     with torch.no_grad():
         out = model(ids, output_hidden_states=True, **both)
     return out.logits, (out.decoder_hidden_states if both else out.hidden_states)[-1]
@@ -440,15 +464,15 @@ def test_a_tied_embedding_is_changed_at_both_ends(tmp_path):
 def test_other_models(tmp_path):
     """A LoRA is at a projection by name, in any model; what depends on how layers end is refused."""
     small = {**SMALL, "num_key_value_heads": 1, "pad_token_id": 0}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).eval()
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**small)).eval()
     bay = mb.attach(model, modules={"m": {"*.q_proj": mb.LoRA(2), "*.v_proj": mb.LoRA(2)}})
     bay.export(tmp_path / "m", format="adapters")
     bay.detach()
     mb.load(model, tmp_path / "m")
     keys = load_file(tmp_path / "m" / "adapter.safetensors")
     assert "model.layers.0.self_attn.q_proj.loras.m.lora_A" in keys
-    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).eval()
-    with pytest.raises(FileError, match="no module of this Llama"):
+    other = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**small)).eval()
+    with pytest.raises(FileError, match="no module of this Qwen2"):
         mb.load(other, FOLDER / "bert-lora")
     for name, why in {"bert-prefix": "BERT's kind", "bert-prompt": "end in a norm"}.items():
         with pytest.raises(FileError, match=why):

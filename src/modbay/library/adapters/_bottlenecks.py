@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu",
     "silu": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "leakyrelu": "leaky_relu", "linear": "identity",
 }  # fmt: skip
+SWAPPED = {"dense": "whole", "whole": "dense"}  # where a bottleneck is that is given r for h
 BEFORE = {"gelu": "gelu_tanh", "gelu_orig": "gelu"}  # what these were called before there was a version in the file
 
 
@@ -55,6 +56,7 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
         place: End = end(source, path)
         sums = where == "norm" and not place.norm
         here, inner = ("total" if place.total else "whole", None) if sums else (where, again)
+        here = SWAPPED.get(here, here) if place.swapped else here  # what reads h is given r, and what reads r, h
         site = getattr(place, here)
         phm, summed = flag("phm_layer"), sums and not place.total
         if summed and (phm or "gate.weight" in own):
@@ -63,11 +65,29 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
             )
         _gate(source, path, here, place, own)
         kind, tensors = (_phm if phm else _plain)(source, method, path, own)
-        kind = replace(kind, placement="sum") if summed else kind  # type: ignore[call-arg]
+        if place.scale is not None and here != "total":
+            if summed or site in source.gates or getattr(kind, "norm", True) or not bool(place.scale.all()):
+                raise source.refuse(
+                    f"a sum, a norm, a gate or a Compacter of what {type(source.model).__name__} scales before it is "
+                    f"added, behind {place.dense!r}, or a scale of 0"
+                )
+            tensors = scaled(tensors, place.scale, here)
+        if place.swapped and here == "whole" and phm:
+            raise source.refuse(f"a Compacter that reads what goes into the part that ends in {place.dense!r}")
+        placed = "sum" if summed else "parallel" if here == "whole" else None if phm else "serial"
+        kind = replace(kind, placement=placed) if placed else kind  # type: ignore[call-arg]
         source.done(path, own)
         source.keep(site, kind, **tensors)
         if inner is not None:
             source.aggregators[site] = inner
+
+
+def scaled(tensors: Mapping[str, Tensor], scale: Tensor, where: str) -> dict[str, Tensor]:
+    """A bottleneck of h, from one of λ h: W_down diag(λ), unless it reads what goes in, and diag(1/λ) W_up. λ is taken
+    as it is now: it stays, as all of the base."""
+    scale = scale.detach().to(tensors["up"])
+    down = tensors["down"] if where == "whole" else tensors["down"] * scale
+    return {**tensors, "down": down, "up": tensors["up"] / scale.unsqueeze(-1), "up_bias": tensors["up_bias"] / scale}
 
 
 def _gate(source: Source, path: str, where: str, place: End, own: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...errors import FileError
 from ...modules import Full, Head
 from .._files import inside, read_json
+from ._names import kind
 from ._source import Source, stored
 
 LOG = logging.getLogger("modbay")
@@ -21,6 +22,7 @@ ENDS = {
     "question_answering": "ForQuestionAnswering",
 }  # by the type of a flexible head: the classes of models with the same one
 HIDDEN = {"dense": "tanh", "pre_classifier": "relu"}  # the last name of a head's hidden layer, and what follows it
+GELU = ("electra",)  # architectures where that is a GELU
 
 
 def heads(source: Source) -> None:
@@ -58,7 +60,7 @@ def _keep(source: Source, site: str, own: dict[str, Tensor], labels: tuple[str, 
         return
     if isinstance(module, nn.Linear) and own.keys() == {"weight", "bias"} and len(own["bias"]) == len(labels):
         source.keep(site, Head(labels), **own)
-    elif isinstance(module, nn.Linear) and own.keys() == {"weight", "bias"} and len(own["bias"]) != len(base["bias"]):
+    elif isinstance(module, nn.Linear) and own.keys() == {"weight", "bias"} and len(own["bias"]) != len(base["weight"]):
         source.keep(site, Head(len(own["bias"])), **own)
     else:
         source.keep(site, Full(), **own)
@@ -72,6 +74,12 @@ def _labels(said: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(table, key=lambda label: int(table[label])))
 
 
+def _follows(source: Source, layer: str) -> str | None:
+    """The function behind a hidden layer of the model's own head; None if that is not known."""
+    said = HIDDEN.get(layer.rpartition(".")[2])
+    return "gelu" if said and kind(source.model) in GELU else said
+
+
 def _own(source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A flexible head's tensors by the names of the model's head, if that is the same function; else as they are."""
     numbers = sorted({key.split(".")[-2] for key in tensors}, key=lambda n: int(n) if n.isdigit() else -1)
@@ -82,7 +90,7 @@ def _own(source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor
         type(source.model).__name__.endswith(end)
         and len(layers) == len(numbers)
         and (not end.startswith("ForSeq") or bool(config.get("use_pooler")) == pooled)
-        and all(HIDDEN.get(layer.rpartition(".")[2]) == config.get("activation_function") for layer in layers[:-1])
+        and all(_follows(source, layer) == config.get("activation_function") for layer in layers[:-1])
     )
     if not alike:
         return dict(tensors)

@@ -1,4 +1,4 @@
-"""What modules are called in the transformers that adapters runs on, 4.57, where later ones differ: ViT."""
+"""What modules are called in the transformers that adapters runs on, 4.57, where later ones differ: ViT, BEiT."""
 
 import re
 
@@ -12,7 +12,8 @@ LATER = (
     ("attention.attention", "attention"),
     ("intermediate.dense", "mlp.fc1"),
     ("output.dense", "mlp.fc2"),
-)  # of a layer of ViT's: (then, now)
+)  # of a layer: (then, now)
+RENAMED = ("vit", "beit")
 
 
 def kind(model: nn.Module) -> str:
@@ -22,7 +23,7 @@ def kind(model: nn.Module) -> str:
 
 def then(model: nn.Module, name: str) -> str:
     """A module's name, as adapters has it."""
-    layer = re.fullmatch(r"(|.*\.)layers\.(\d+)(?:\.(.*))?", name) if kind(model) == "vit" else None
+    layer = re.fullmatch(r"(|.*\.)layers\.(\d+)(?:\.(.*))?", name) if kind(model) in RENAMED else None
     if layer is None:
         return name
     inner = {new: old for old, new in LATER}.get(layer[3] or "", layer[3])
@@ -31,7 +32,7 @@ def then(model: nn.Module, name: str) -> str:
 
 def now(model: nn.Module, name: str) -> str:
     """The inverse."""
-    layer = re.fullmatch(r"(|.*\.)encoder\.layer\.(\d+)(?:\.(.*))?", name) if kind(model) == "vit" else None
+    layer = re.fullmatch(r"(|.*\.)encoder\.layer\.(\d+)(?:\.(.*))?", name) if kind(model) in RENAMED else None
     if layer is None:
         return name
     inner = dict(LATER).get(layer[3] or "", layer[3])

@@ -15,6 +15,8 @@ from ._places import attentions, behind_embeddings, biased
 from ._source import CONFIG, Source
 
 LOG = logging.getLogger("modbay")
+CAUSAL = ("gpt2", "llama", "mistral", "bart")  # whose mask adapters does not widen, where torch makes it
+MASKED = ("deberta", "deberta-v2")  # whose embeddings are multiplied by the text's mask
 BOTTLENECK = {"tokens": "wte.weight", "down": "control_trans.0.weight", "down_bias": "control_trans.0.bias",
               "up": "control_trans.2.weight", "up_bias": "control_trans.2.bias"}  # fmt: skip
 
@@ -28,6 +30,8 @@ def prompt(source: Source, method: Mapping[str, Any]) -> None:
         (table,) = source.needs(path, own, "prompt_embedding.weight")
         source.done(path, own)
         site = behind_embeddings(source, "a prompt")
+        if kind(source.model) in MASKED:
+            raise source.refuse("a prompt where the embeddings are multiplied by the mask of the text")
         source.keep(site, Prompt(len(table), after=1 if combine == "prefix_after_bos" else 0), prompt=table)
 
 
@@ -38,14 +42,15 @@ def prefix(source: Source, method: Mapping[str, Any]) -> None:
     if not table:
         raise FileError(
             f"{source.path}: it has prefixes, and where adapters has them in layers as those of this "
-            f"{type(source.model).__name__} is not known: they are read onto models of BERT's kind, GPT-2, T5 and ViT."
+            f"{type(source.model).__name__} is not known: they are read onto models of BERT's kind, GPT-2, T5, ViT, "
+            f"Llama and BART."
         )
-    if kind(source.model) == "gpt2":
+    if kind(source.model) in CAUSAL:
         LOG.warning(
-            "%s: at GPT-2 under attn_implementation='sdpa' adapters 1.3 computes another function: a prefix hides as "
-            "many of a token's nearest ones, or, in a padded batch, does nothing. Here it is as under 'eager'.",
-            source.path,
-        )
+            "%s: at a %s under attn_implementation='sdpa' adapters 1.3 computes another function: a prefix hides as "
+            "many of a token's nearest ones, or, in a padded batch or a window, does nothing. Here it is as under "
+            "'eager'.", source.path, type(source.model).__name__,
+        )  # fmt: skip
     copies = list(source.take("prefix_tunings").values())
     if not copies:
         raise FileError(f"{source.file} has no prefix_tunings.{source.name}: not all of it was saved.")

@@ -139,6 +139,8 @@ def _fused(folder: Path, files: Sequence[Foreign], model: nn.Module) -> Setup:
         )
         if site is None:
             raise FileError(f"{file}: it fuses at {path!r}, where its modules have no part.")
+        if place.scale is not None and site != place.total:
+            raise FileError(f"{file}: it fuses what is scaled behind {path!r}, and modbay's would see it before that.")
         parts = {name: source.needs(path, own, name)[0] for name in ("query.weight", "query.bias", "key.weight",
                                                                     "key.bias")}  # fmt: skip
         parts["value.weight"] = own.pop("value.weight", torch.eye(len(parts["query.bias"])))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...abstract import Kind
 from ...aggregation import AdapterFusion, Again, Sequence, WeightedSum
 from ...modules import Bottleneck, Compacter, Invertible
-from ._bottlenecks import ACTIVATIONS, affine, words
+from ._bottlenecks import ACTIVATIONS, affine, scaled, words
 from ._draft import Draft
 from ._places import ATTENTION, CROSS, OUTPUT, End, inverted
 
@@ -52,10 +52,12 @@ def bottlenecks(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
         "leave_out": draft.left_out(names, parts, there),
         "reduction_factor": _reduction(draft, sizes),
     }  # fmt: skip
-    config |= draft.common("its kind", {site: _said(draft, site, kind) for site, kind in rest.items()})
+    config |= draft.common("its kind", {
+        site: _said(draft, site, kind, ways[site].get("is_parallel", False)) for site, kind in rest.items()
+    })  # fmt: skip
     for site, (path, end, at) in where.items():
         kind = rest[site]
-        tensors = _phm(draft, site, kind) if isinstance(kind, Compacter) else _plain(draft, site, kind)
+        tensors = _phm(draft, site, kind) if isinstance(kind, Compacter) else _plain(draft, site, kind, end, at)
         draft.put(path, "adapters", **tensors, **_gate(draft, site, end, at))
     return config
 
@@ -78,6 +80,10 @@ def _how(draft: Draft, site: str, end: End, where: str) -> dict[str, Any]:
     known = isinstance(aggregator, (WeightedSum, Again, AdapterFusion, Sequence))
     if not known or (again and aggregator.start != "input"):
         raise draft.refuse(site, f"the bay's {type(aggregator).__name__} is none of adapters' ways")
+    fused = isinstance(aggregator.inner if isinstance(aggregator, Again) else aggregator, AdapterFusion)
+    beyond = placement == "sum" or fused or site in draft.gates  # what no scaling of weights makes up for
+    if end.scale is not None and where != "total" and (beyond or not bool(end.scale.all())):
+        raise draft.refuse(site, "it is in front of the layer's scale, which adapters' is behind")
     if placement == "sum" and where == "whole" and not end.norm and not again:
         return {"original_ln_before": True}
     if placement == "sum" or parallel != (where == "whole") or (again and where != "norm"):
@@ -86,10 +92,12 @@ def _how(draft: Draft, site: str, end: End, where: str) -> dict[str, Any]:
         return {"original_ln_before": True}
     if where == "norm":
         return {"original_ln_before": True, "original_ln_after": again, "residual_before_ln": again}
-    return {"is_parallel": parallel}
+    if end.swapped and isinstance(kind, Compacter):
+        raise draft.refuse(site, "Compacter reads what goes out of the part, and adapters' what goes in")
+    return {"is_parallel": parallel != end.swapped}
 
 
-def _said(draft: Draft, site: str, kind: Kind) -> dict[str, Any]:
+def _said(draft: Draft, site: str, kind: Kind, parallel: bool) -> dict[str, Any]:
     if isinstance(kind, Compacter):
         own = draft.params[site]
         return {"phm_layer": True, "phm_dim": kind.n, "phm_rank": kind.rank or 1, "factorized_phm_W": "down" not in own}
@@ -97,8 +105,8 @@ def _said(draft: Draft, site: str, kind: Kind) -> dict[str, Any]:
     if kind.norm == "after" and kind.scale != 1:
         raise draft.refuse(site, "a scale is before the norm there, and adapters' is behind")
     scale = kind.scale if isinstance(kind.scale, str) else float(kind.scale)
-    parallel = {"init_weights": "mam_adapter"} if kind.placement == "parallel" else {}
-    return {"scaling": scale, "ln_before": kind.norm is True, "ln_after": kind.norm == "after", **parallel}
+    more = {"init_weights": "mam_adapter"} if parallel else {}
+    return {"scaling": scale, "ln_before": kind.norm is True, "ln_after": kind.norm == "after", **more}
 
 
 def _reduction(draft: Draft, sizes: Mapping[str, tuple[int, int]]) -> Any:
@@ -113,10 +121,14 @@ def _reduction(draft: Draft, sizes: Mapping[str, tuple[int, int]]) -> Any:
     return values.pop() if len(values) == 1 else {str(layer): r for layer, r in by_layer.items()}
 
 
-def _plain(draft: Draft, site: str, kind: Any) -> dict[str, Tensor]:
+def _plain(draft: Draft, site: str, kind: Any, end: End, where: str) -> dict[str, Tensor]:
     own = draft.params[site]
     if own["down"].ndim != 2:
         raise draft.refuse(site, "it is a convolution's")
+    if end.scale is not None and where != "total":
+        if kind.norm:
+            raise draft.refuse(site, "it has a norm in front of the layer's scale, which adapters' is behind")
+        own = scaled(own, 1 / end.scale.detach(), where)
     at = "adapter_down__1" if kind.norm is True else "adapter_down__0"
     out = {f"{at}__weight": own["down"], f"{at}__bias": own["down_bias"], "adapter_up__weight": own["up"],
            "adapter_up__bias": own["up_bias"]}  # fmt: skip
@@ -159,7 +171,7 @@ def _invertible(draft: Draft, sites: Mapping[str, Any]) -> dict[str, Any]:
             raise draft.refuse(other, f"the inverse is not before the layer that gives words: {where}")
     ends = {"down": "0__weight", "down_bias": "0__bias", "up": "2__weight", "up_bias": "2__bias"}
     names = {f"{net}__{theirs}": own[f"{net}_{ours}"] for net in "FG" for ours, theirs in ends.items()}
-    inner = "encoder" if site.endswith("encoder.embed_tokens") else ""  # of T5, whose encoder keeps it
+    inner = "encoder" if site.split(".")[-2:-1] == ["encoder"] else ""  # of T5 and BART, whose encoder keeps it
     draft.put(".".join(part for part in (draft.base, inner) if part), "invertible_adapters", **names)
     return {"inv_adapter": "nice", "inv_adapter_reduction_factor": kind.reduction}
 

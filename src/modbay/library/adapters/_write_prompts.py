@@ -10,14 +10,19 @@ from torch import Tensor
 from ...abstract import Kind
 from ...modules import Prefix, Prompt
 from ._draft import Draft
+from ._names import kind as family
 from ._names import then
 from ._places import attentions, biased, embedded
-from ._prompts import BOTTLENECK
+from ._prompts import BOTTLENECK, MASKED
+
+WITHOUT = ("bart", "gpt2", "gptj", "llama", "mbart", "mistral", "mt5", "plbart", "t5", "whisper")  # prompts in adapters
 
 
 def prompt(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
     (site, kind), *more = sites.items()
     assert isinstance(kind, Prompt)
+    if family(draft.model) in (*MASKED, *WITHOUT):
+        raise draft.refuse(site, f"adapters has no prompts at {type(draft.model).__name__}, or others than modbay")
     if more or site != embedded(draft.modules, draft.roles) or kind.after > 1:
         raise draft.refuse(site, "the prompt is not in front of what the embeddings' norm gives, as adapters' are")
     table = draft.params[site]["prompt"]
