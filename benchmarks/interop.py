@@ -65,7 +65,7 @@ module moves the base's logits. Written by `python benchmarks/interop.py`; {wher
 | --- | --- | --- | --- | --- | --- |
 """
 TAIL = """
-Three things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys
+Some things differ in how they are kept. peft's prefixes have the text begin behind them: under rotary positions keys
 are turned back, by the model's own rule, which is the same; where positions are looked up (GPT-2, OPT, BART) `mb.Shift`
 at their table does it; under T5's bias of relative positions, and under a sliding window, which peft's prefix is left
 behind by, they are `mb.Prefix(relative="front")`. Of an encoder-decoder peft passes every other row of its table on, so

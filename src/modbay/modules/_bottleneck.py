@@ -29,8 +29,7 @@ NORM = "tests/test_kinds.py::test_a_bottleneck_may_normalise_first_and_learn_its
 @dataclass(frozen=True)
 class Bottleneck(FunctionComposition):
     """y + s · (W_up σ(W_down v + b_down) + b_up), with v = y (serial) or x (parallel), layer-normalised with `norm`; or
-    with norm="after" y + s · LayerNorm(W_up σ(W_down v + b_down) + b_up). placement="sum": v = x + y, at a part of a
-    block, mb.span(NORM, LAST), whose residual sum no module gives.
+    with norm="after" y + s · LayerNorm(W_up σ(W_down v + b_down) + b_up).
 
         mb.Bottleneck(64, activation="gelu", std=1e-2)             # Houlsby et al.
         mb.Bottleneck(reduction=16)                                # Pfeiffer et al.; the default
@@ -39,6 +38,8 @@ class Bottleneck(FunctionComposition):
         mb.Bottleneck(reduction=32, norm="after", activation="gelu_tanh")     # HyperFormer's, to be generated
 
     size: rows of W_down; or reduction: the width of the output divided by it. scale: s, or "learned" (at first 1).
+    placement: "serial", "parallel", or "sum", v = x + y, at a part of a block, mb.span(NORM, LAST), whose residual sum
+    no module gives.
     std: None draws W_down as a Linear's weight and leaves W_up zero (He et al.), so that the start is the base exactly;
     a number draws both from a normal cut off at two deviations, near the base (Houlsby et al. 1e-2). Biases start at 0.
     With norm="after" W_up is drawn, too, and the norm's gain starts at zero instead, as does the change.
