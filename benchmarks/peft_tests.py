@@ -24,6 +24,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FILES = ("mixed", "custom_models", "low_level_api", "lora_variants", "target_parameters", "initialization", "vera")
+VERDICTS = ("passed", "skipped by peft", "of peft alone", "not applicable", "failed")
 SKIPPED = (
     (r"n/a: (\w+) is not one of modbay's kinds", "a kind that modbay has not: {}"),
     (r"n/a: needs the hub", "needs the hub"),
@@ -66,9 +67,7 @@ def main() -> None:
     given = asked.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         source = sdist(given.sdist or Path(temporary))
-        print(
-            "| file | run | passed | skipped by peft | of peft alone | not applicable | failed |\n" + "| --- " * 7 + "|"
-        )
+        print(f"| file | run | {' | '.join(VERDICTS)} |\n{'| --- ' * (len(VERDICTS) + 2)}|", flush=True)
         reasons, open_questions = Counter(), []
         for file in given.files:
             rows = run(source, file, given.every)
@@ -76,7 +75,7 @@ def main() -> None:
             count = Counter(kind for kind, _ in what)
             reasons.update(why for kind, why in what if kind == "not applicable")
             open_questions += [(row, why) for row, (kind, why) in zip(rows, what, strict=True) if kind == "failed"]
-            print(f"| {file} | {len(rows)} | {' | '.join(str(count[column]) for column in columns)} |", flush=True)
+            print(f"| {file} | {len(rows)} | {' | '.join(str(count[one]) for one in VERDICTS)} |", flush=True)
     print("\nNot applicable:")
     for why, n in reasons.most_common():
         print(f"{n:6} {why}")
