@@ -164,6 +164,12 @@ CASES = {
             **LORA, target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
         ),
     ),
+    "lora at layers' weights": (
+        llama,
+        lambda: peft.LoraConfig(
+            **LORA, target_modules=["k_proj"], target_parameters=["q_proj.weight", "embed_tokens.weight"]
+        ),
+    ),
     "lora at Conv2d": (Picture, lambda: peft.LoraConfig(**LORA, **CONV, modules_to_save=["head"])),
     "lora at experts": (
         mixtral,

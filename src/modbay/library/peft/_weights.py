@@ -105,10 +105,17 @@ def _parameter(source: Source, name: str, a: Tensor, b: Tensor, stable: bool) ->
     assert weight is not None
     if weight.ndim not in (2, 3):
         raise FileError(f"{source.path}/{TENSORS}: {name!r} is {tuple(weight.shape)}, no matrix, or stack of them.")
+    module = source.modules[owner]
+    form = describe(owner, module).form if last == "weight" else "other"
+    if form in ("linear", "embedding"):  # a layer's own, which is changed at the layer
+        alpha = source.number("lora_alpha", 8, name, "alpha_pattern")
+        a, b = (a, b) if form == "linear" else (b.mT, a.mT)
+        source.keep(owner, LoRA(len(a), float(alpha), stable), A=a.contiguous(), B=b.contiguous())
+        return
     if weight.ndim == 3:
         experts = weight.shape[0]
         a, b = a.view(experts, -1, a.shape[-1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
-        if getattr(source.modules[owner], "is_transposed", False):  # the weight is (E, i, o), and ΔW = (B A)ᵀ = Aᵀ Bᵀ
+        if getattr(module, "is_transposed", False):  # the weight is (E, i, o), and ΔW = (B A)ᵀ = Aᵀ Bᵀ
             a, b = b.mT, a.mT
     rank = a.shape[-2]
     alpha = source.number("lora_alpha", 8, name, "alpha_pattern")
@@ -257,7 +264,7 @@ def rest(source: Source) -> None:
     copies: dict[str, dict[str, Tensor]] = {}
     wanted = tuple(str(name) for name in source.get("modules_to_save", list, []))
     if wanted and source.get("ensure_weight_tying", bool, False):
-        wanted += _words(source)  # tied to the embedding's copy, and in the file a copy of it
+        wanted += _tied(source, wanted)  # each has in the file a copy of the one copy
     biases = source.get("bias", str, "none") == "all"
     for key in list(source.tensors):
         if ".original_module." in key:  # with bias="all" peft saves the base's own beside the copy's
@@ -282,10 +289,11 @@ def rest(source: Source) -> None:
         )
 
 
-def _words(source: Source) -> tuple[str, ...]:
-    """The layer that gives words, if the model has one."""
-    get = getattr(source.model, "get_output_embeddings", lambda: None)
-    return tuple(name for name, module in source.modules.items() if module is get())
+def _tied(source: Source, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers that share their weight with one of these."""
+    weights = {name: module._parameters.get("weight") for name, module in source.modules.items()}
+    shared = {id(weight) for name, weight in weights.items() if weight is not None and name.endswith(wanted)}
+    return tuple(name for name, weight in weights.items() if id(weight) in shared)
 
 
 def _copied(source: Source, key: str) -> str:
