@@ -65,6 +65,8 @@ BASES = {
         transformers.DebertaV2Config(**DEBERTA, num_labels=3)
     ),
     "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)),
+    "mbart": lambda: transformers.MBartForConditionalGeneration(transformers.MBartConfig(**BART)),
+    "plbart": lambda: transformers.PLBartForConditionalGeneration(transformers.PLBartConfig(**BART)),
     "beit": lambda: transformers.BeitForImageClassification(transformers.BeitConfig(**BEIT)),
     "albert": lambda: transformers.AlbertForSequenceClassification(
         transformers.AlbertConfig(**SLIM, embedding_size=6, num_labels=3)
@@ -129,6 +131,8 @@ CASES = {
     "electra": ["pfeiffer", "prefix-flat", "houlsby-invertible"],
     "debertav2": ["pfeiffer", "houlsby-invertible", "lora-all"],
     "bart": ["cross", "mam", "lora-all"],
+    "mbart": ["both", "unipelt-flat"],
+    "plbart": ["cross"],
     "beit": ["houlsby", "parallel", "unipelt-flat"],
     "albert": ["houlsby", "parallel", "unipelt-flat"],
     **{kind: ["inverse"] for kind in WORDS},

@@ -102,20 +102,21 @@ against what adapters computed when it wrote the checkpoint. Heads come along, a
 AdapterFusion and stacks in and out, averages in, one bay for all of a folder. Prefixes, MAM and UniPELT are written by
 adapters as `.bin` alone, which modbay reads by a loader that runs nothing, and writes as safetensors (`load_adapter(…,
 use_safetensors=True)`). Bottlenecks and prefixes go to BERT and its kin (ELECTRA, DeBERTa-v2, ALBERT), GPT-2, Llama,
-Mistral, T5, BART, ViT and BEiT, LoRA and (IA)³ also to other models. Where BEiT scales what a part adds, bottlenecks
-take the scale into their weights; at ALBERT's attention, where adapters takes the part's input for its output, they are
-parallel. Under T5's bias of relative positions keys count from adapters' prefixes on, as `mb.Prefix(relative="keys")`
-has it. Prefixes at GPT-2, Llama, Mistral and BART's decoder equal those of adapters under eager attention: under
-"sdpa", the default, adapters 1.3 lets each prefix hide as many of a token's nearest ones, or, in a padded batch or
-under a window, do nothing (BART's is right there). Gates of UniPELT average over padding there, and not here. An
-invertible adapter of a `BertAdapterModel` or its like, or from before adapters 1.0, is undone before a head that gives
-words, as it was there (`…lm, inverse`), and written as one of theirs; one of adapters' `BertForMaskedLM` and its like,
-which leave the inverse out, is read so. Refused are: DoRA, which adapters lets rescale biases; ReFT; bottlenecks and
-prefixes at other models; prefixes and prompts at DeBERTa-v2, whose attention has no place for them; norms, sums and
-Compacter in front of BEiT's scale, and Compacter at ALBERT's attention; prefixes of T5 with a layer left out, behind
-which adapters has no bias; and gates of (IA)³, which scale the output itself. Of setups `Parallel`, `BatchSplit` and
-`Split`, which say how one call is made, are not written, nor is `Average`: adapters 1.3's divides by the number of
-modules once more than it says, which modbay's does not.
+Mistral, T5, BART (mBART, PLBART), ViT and BEiT, LoRA and (IA)³ also to other models. Where BEiT scales what a part
+adds, bottlenecks take the scale into their weights; at ALBERT's attention, where adapters takes the part's input for
+its output, they are parallel. Under T5's bias of relative positions keys count from adapters' prefixes on, as
+`mb.Prefix(relative="keys")` has it. Prefixes at GPT-2, Llama, Mistral and BART's decoder equal those of adapters under
+eager attention: under "sdpa", the default, adapters 1.3 lets each prefix hide as many of a token's nearest ones, or, in
+a padded batch or under a window, do nothing (BART's is right there). Gates of UniPELT average over padding there, and
+not here. An invertible adapter of a `BertAdapterModel` or its like, or from before adapters 1.0, is undone before a
+head that gives words, as it was there (`…lm, inverse`), and written as one of theirs; one of adapters'
+`BertForMaskedLM` and its like, which leave the inverse out, is read so. Refused are: DoRA, which adapters lets rescale
+biases; ReFT; bottlenecks and prefixes at other models; all at X-MOD, whose own adapters are taken out there; prefixes
+and prompts at DeBERTa-v2, whose attention has no place for them; norms, sums and Compacter in front of BEiT's scale,
+and Compacter at ALBERT's attention; prefixes of T5 with a layer left out, behind which adapters has no bias; and gates
+of (IA)³, which scale the output itself. Of setups `Parallel`, `BatchSplit` and `Split`, which say how one call is made,
+are not written, nor is `Average`: adapters 1.3's divides by the number of modules once more than it says, which
+modbay's does not.
 
 | checkpoint | adapters → modbay | → adapters | → modbay | changed | as |
 | --- | --- | --- | --- | --- | --- |

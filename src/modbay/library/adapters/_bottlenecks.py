@@ -63,6 +63,8 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
             raise source.refuse(
                 f"a Compacter, or a gate, that reads a sum which no module gives, behind {place.dense!r}"
             )
+        if place.swapped and here == "whole" and phm:
+            raise source.refuse(f"a Compacter that reads what goes into the part that ends in {place.dense!r}")
         _gate(source, path, here, place, own)
         kind, tensors = (_phm if phm else _plain)(source, method, path, own)
         if place.scale is not None and here != "total":
@@ -72,8 +74,6 @@ def bottlenecks(source: Source, method: Mapping[str, Any]) -> None:
                     f"added, behind {place.dense!r}, or a scale of 0"
                 )
             tensors = scaled(tensors, place.scale, here)
-        if place.swapped and here == "whole" and phm:
-            raise source.refuse(f"a Compacter that reads what goes into the part that ends in {place.dense!r}")
         placed = "sum" if summed else "parallel" if here == "whole" else None if phm else "serial"
         kind = replace(kind, placement=placed) if placed else kind  # type: ignore[call-arg]
         source.done(path, own)

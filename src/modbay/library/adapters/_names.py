@@ -14,6 +14,7 @@ LATER = (
     ("output.dense", "mlp.fc2"),
 )  # of a layer: (then, now)
 RENAMED = ("vit", "beit")
+STRIPPED = ("xmod",)  # adapters takes these models' own modules out, so that all others act on another base
 
 
 def kind(model: nn.Module) -> str:

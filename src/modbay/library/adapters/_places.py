@@ -50,6 +50,11 @@ FRONT: dict[str, tuple[tuple[str, str, str, str | None, str], ...]] = {
         ("output.dense", "layernorm_after", VIT, "", OUTPUT),
     ),
 }  # of layers with the norm in front: (projection, norm, adapters' place, what gives h + r: "" is the layer, the part)
+FRONT["mbart"] = (
+    ("self_attn.out_proj", "self_attn_layer_norm", "attention_adapters", None, ATTENTION),
+    ("encoder_attn.out_proj", "encoder_attn_layer_norm", "cross_attention_adapters", None, CROSS),
+    ("fc2", "final_layer_norm", "output_adapters", "", OUTPUT),
+)
 FRONT |= {"mt5": FRONT["t5"], "mistral": FRONT["llama"]}
 BEHIND: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
     "distilbert": (
@@ -65,7 +70,8 @@ BEHIND: dict[str, tuple[tuple[str, str, str, str, str], ...]] = {
         ("attention", "attention.dense", "attention.LayerNorm", "attention.attention_adapters", ATTENTION),
         ("ffn", "ffn_output", "full_layer_layer_norm", "output_adapters", OUTPUT),
     ),
-}  # of layers with the norm behind, but for those of BERT's kin: (what begins the part, projection, norm, place, part)
+}  # of layers with a norm behind, but for BERT's kin: (what begins the part, projection, norm, adapters' place, part)
+BEHIND["plbart"] = BEHIND["bart"]
 SCALES = {"beit": {ATTENTION: "lambda_1", OUTPUT: "lambda_2"}}  # parameters of a layer by which h is multiplied
 SWAPPED = {"albert": (ATTENTION,)}  # parts at which adapters takes h for r, and r for h
 PREFIXES: dict[str, dict[str, str]] = {
@@ -78,7 +84,8 @@ PREFIXES: dict[str, dict[str, str]] = {
     "vit": {"attention.attention": "self_prefix", "attention": "self_prefix"},  # as it was called once, and now
 }  # what adapters calls the prefixes of an attention, but for those of BERT's kin
 PREFIXES |= {"mt5": PREFIXES["t5"], "mistral": PREFIXES["llama"], "beit": PREFIXES["vit"]}
-TWO = ("t5", "mt5", "bart")  # an encoder, whose prefixes have a name of their own, and a decoder
+PREFIXES |= {"mbart": PREFIXES["bart"], "plbart": PREFIXES["bart"], "deberta": {}, "deberta-v2": {}}  # none there
+TWO = ("t5", "mt5", "bart", "mbart", "plbart")  # an encoder, whose prefixes have a name of their own, and a decoder
 BEGINS = {"gpt2": ".drop", "llama": ".embed_tokens", "t5": "encoder.embed_tokens"}  # what gives the first layer its
 BEGINS |= {"mistral": BEGINS["llama"], "mt5": BEGINS["t5"]}  # input, where it is no norm
 TO_ENCODER = re.compile(r"\.(EncDecAttention|encoder_attn|crossattention)\.")

@@ -15,7 +15,7 @@ from ._places import attentions, behind_embeddings, biased
 from ._source import CONFIG, Source
 
 LOG = logging.getLogger("modbay")
-CAUSAL = ("gpt2", "llama", "mistral", "bart")  # whose mask adapters does not widen, where torch makes it
+CAUSAL = ("gpt2", "llama", "mistral", "bart", "mbart", "plbart")  # whose mask, where torch makes it, adapters leaves
 MASKED = ("deberta", "deberta-v2")  # whose embeddings are multiplied by the text's mask
 BOTTLENECK = {"tokens": "wte.weight", "down": "control_trans.0.weight", "down_bias": "control_trans.0.bias",
               "up": "control_trans.2.weight", "up_bias": "control_trans.2.bias"}  # fmt: skip

@@ -10,6 +10,7 @@ from ...errors import FileError, listed
 from .._foreign import Foreign, together
 from . import _bottlenecks, _prompts, _weights
 from ._heads import heads
+from ._names import STRIPPED, kind
 from ._source import CONFIG, Source, open_source
 
 
@@ -29,6 +30,11 @@ READERS: dict[str, Callable[[Source, Mapping[str, Any]], None]] = {
 def read(folder: Path, name: str, model: nn.Module) -> Foreign:
     """The module that a folder of adapters' holds, for this model."""
     source = open_source(folder, model)
+    if kind(model) in STRIPPED:
+        raise FileError(
+            f"{folder}: adapters takes the own adapters of a {type(model).__name__} out, so that what it trains there "
+            f"is for another base than this one. Load it with adapters itself."
+        )
     with together(folder, "adapters 1.3's"):
         source.shared |= {key: t for own in source.take("shared_parameters").values() for key, t in own.items()}
         for method in _methods(source):

@@ -14,6 +14,7 @@ from .._files import write_json, write_tensors
 from . import _write_bottlenecks, _write_prompts, _write_weights
 from ._draft import Draft
 from ._heads import HEAD, HEAD_TENSORS
+from ._names import STRIPPED
 from ._source import CONFIG, TENSORS
 
 VERSION = "adapters.1.3.0"
@@ -74,6 +75,11 @@ def top(draft: Draft) -> dict[str, Any]:
         raise CompositionError(
             f"export of module {draft.name!r} as adapters: {type(draft.model).__name__} has no transformers config, "
             f"and adapters loads onto models of transformers alone."
+        )
+    if config.model_type in STRIPPED:
+        raise CompositionError(
+            f"export of module {draft.name!r} as adapters: it takes the own adapters of a {type(draft.model).__name__} "
+            f"out, and this module was trained beside them. bay.save keeps everything."
         )
     kind = type(draft.model).__dict__.get("_base", type(draft.model)).__name__
     if any(site.endswith("[before]") for site in draft.kinds):  # of its classes, those that run an inverse there

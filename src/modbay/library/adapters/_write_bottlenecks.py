@@ -81,7 +81,8 @@ def _how(draft: Draft, site: str, end: End, where: str) -> dict[str, Any]:
     if not known or (again and aggregator.start != "input"):
         raise draft.refuse(site, f"the bay's {type(aggregator).__name__} is none of adapters' ways")
     fused = isinstance(aggregator.inner if isinstance(aggregator, Again) else aggregator, AdapterFusion)
-    beyond = placement == "sum" or fused or site in draft.gates  # what no scaling of weights makes up for
+    # What no scaling of weights makes up for:
+    beyond = placement == "sum" or isinstance(kind, Compacter) or fused or site in draft.gates
     if end.scale is not None and where != "total" and (beyond or not bool(end.scale.all())):
         raise draft.refuse(site, "it is in front of the layer's scale, which adapters' is behind")
     if placement == "sum" and where == "whole" and not end.norm and not again:
