@@ -39,6 +39,9 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> dict[str, Any]:
     table = attentions(draft.model, draft.modules, draft.roles)
     if not table:
         raise draft.refuse(next(iter(sites)), "adapters' names of prefixes in such layers are not known")
+    config = draft.model.config
+    if any(getattr(config, f"use_{which}relative_position_bias", False) for which in ("", "shared_")):  # of BEiT's
+        raise draft.refuse(next(iter(sites)), "adapters runs no prefix beside this model's bias of relative positions")
     strange = next((site for site in sites if site not in table), None)
     if strange is not None:
         raise draft.refuse(strange, "there is no attention at which adapters has a prefix")

@@ -32,6 +32,9 @@ def write_setup(folder: Path, drafts: Sequence[Draft], weighted: bool) -> Path:
         raise _refuse(names, "they have weights, and adapters 1.3's Average divides by their number once more")
     shared = {site: draft for draft in drafts for site in draft.kinds if sum(site in d.kinds for d in drafts) > 1}
     inner = {site: _inner(draft.aggregators[site]) for site, draft in shared.items()}
+    swapped = {end.dense for draft in drafts for end in draft.ends.values() if end.swapped and end.dense in shared}
+    if swapped:
+        raise _refuse(names, f"several are at {listed(swapped)}, and adapters has them beside that part, one by one")
     if inner and all(type(one) is AdapterFusion for one in inner.values()):
         how, fusion = "Fuse", _fused(drafts, inner)
     elif all(type(one) is InTurn for one in inner.values()):
