@@ -111,12 +111,12 @@ a padded batch or under a window, do nothing (BART's is right there). Gates of U
 not here. An invertible adapter of a `BertAdapterModel` or its like, or from before adapters 1.0, is undone before a
 head that gives words, as it was there (`…lm, inverse`), and written as one of theirs; one of adapters'
 `BertForMaskedLM` and its like, which leave the inverse out, is read so. Refused are: DoRA, which adapters lets rescale
-biases; ReFT; bottlenecks and prefixes at other models; all at X-MOD, whose own adapters are taken out there; prefixes
-and prompts at DeBERTa-v2, whose attention has no place for them; norms, sums and Compacter in front of BEiT's scale,
-and Compacter at ALBERT's attention; prefixes of T5 with a layer left out, behind which adapters has no bias; and gates
-of (IA)³, which scale the output itself. Of setups `Parallel`, `BatchSplit` and `Split`, which say how one call is made,
-are not written, nor is `Average`: adapters 1.3's divides by the number of modules once more than it says, which
-modbay's does not.
+biases; ReFT; bottlenecks and prefixes at other models; all at X-MOD, whose own adapters are taken out there; LoRA and
+(IA)³ of DeBERTa's one projection, whose parts adapters counts otherwise; prefixes and prompts at DeBERTa-v2, whose
+attention has no place for them; norms, sums and Compacter in front of BEiT's scale, and Compacter at ALBERT's
+attention; prefixes of T5 with a layer left out, behind which adapters has no bias; and gates of (IA)³, which scale the
+output itself. Of setups `Parallel`, `BatchSplit` and `Split`, which say how one call is made, are not written, nor is
+`Average`: adapters 1.3's divides by the number of modules once more than it says, which modbay's does not.
 
 | checkpoint | adapters → modbay | → adapters | → modbay | changed | as |
 | --- | --- | --- | --- | --- | --- |

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import modbay as mb
@@ -72,6 +73,17 @@ def test_a_model_that_adapters_changes_is_refused(tmp_path):
     bay = mb.attach(model, modules={"m": {"*.query": mb.LoRA(2)}})
     with pytest.raises(CompositionError, match="trained beside them"):
         bay.export(tmp_path / "out", format="adapters")
+
+
+def test_a_projection_of_all_heads_in_turn_is_refused(tmp_path):
+    """DeBERTa's, whose parts adapters takes for one behind the other."""
+    config = transformers.DebertaConfig(**SLIM, num_labels=3)
+    model = transformers.DebertaForSequenceClassification(config).eval()
+    shutil.copytree(FOLDER / "bert-ia3", tmp_path / "case")
+    scale = {"deberta.encoder.layer.0.attention.self.in_proj.loras.ia3.lora_B": torch.ones(24, 1)}
+    save_file(scale, tmp_path / "case" / "adapter.safetensors")
+    with pytest.raises(FileError, match="head by head"):
+        mb.load(model, tmp_path / "case")
 
 
 def test_a_flexible_head_of_another_function_stays_out(tmp_path, caplog):

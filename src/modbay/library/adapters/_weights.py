@@ -43,6 +43,10 @@ def _loras(source: Source, method: Mapping[str, Any], mode: str) -> dict[str, tu
     out: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for path, own in source.take("loras").items():
         site = source.site(path)
+        if kind(source.model) == "deberta" and site.endswith(".in_proj"):
+            raise source.refuse(
+                "it changes parts of a query, key and value that lie head by head in one, as adapters counts them"
+            )
         if not (kind(source.model) == "gpt2" and site.endswith(f".{FUSED}")):
             out[site] = (path, own)
             continue
