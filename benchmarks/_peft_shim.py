@@ -349,7 +349,8 @@ class Layer(nn.Module, BaseTunerLayer):
         widths = (modular.site.features(way) for way in ("inputs", "outputs"))
         self.__dict__ |= {"tuner": tuner, "_parts": nn.ModuleDict(parts)}
         self.__dict__ |= dict(zip(("in_features", "out_features"), widths, strict=True))
-        self.__dict__["base_layer"] = tuner.model.get_submodule(site)
+        bare = modular.site.bare  # a parameter by itself
+        self.__dict__["base_layer"] = modular.site.module if bare else tuner.model.get_submodule(site)
 
     def get_base_layer(self):
         return self.base_layer

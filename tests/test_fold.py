@@ -109,6 +109,7 @@ class Gate(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3))
+        self.in_features, self.out_features = 3, 8  # of whatever it calls so
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = x @ self.weight.mT + self.bias
@@ -133,6 +134,15 @@ def test_a_matrix_that_is_no_layer_s(tmp_path):
     bay.detach()
     mb.load(net, tmp_path)["modules"].use("b")
     torch.testing.assert_close(net["gate"](x)[0], want)
+
+
+def test_a_matrix_of_half_precision_and_a_module_of_single():
+    net, x = nn.ModuleDict({"gate": Gate()}).bfloat16(), torch.randn(4, 8).bfloat16()
+    bay = trained(mb.attach(net, at="gate.weight", modules={"a": mb.LoRA(2)})).use("a")
+    part, bare = bay.modulars["gate.weight"].order[0], net["gate"].weight
+    part.float()
+    want = x @ (bare + part.B @ part.A).bfloat16().mT + net["gate"].bias
+    assert torch.equal(net["gate"](x)[0], want)
 
 
 def test_a_matrix_that_is_no_layer_s_has_no_bias():

@@ -52,7 +52,7 @@ class Site:
     def shape(self) -> torch.Size:
         """The weight's, as it acts: a quantised linear layer packs it, and may have none of that name."""
         sides = [getattr(self.module, side, None) for side in ("out_features", "in_features")]
-        told = self.form == "linear" and all(isinstance(n, int) for n in sides)
+        told = self.form == "linear" and not self.bare and all(isinstance(n, int) for n in sides)
         return torch.Size(sides) if told else self.weight.shape  # type: ignore[arg-type]
 
     def features(self, side: str) -> int:

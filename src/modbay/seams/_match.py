@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..abstract import Site
-from ..core import describe
+from ..core import base_type, describe
 from ..errors import MatchError, listed
 from ._roles import Role, match_role
 
@@ -195,10 +195,14 @@ def names(model: nn.Module, what: Any) -> list[str]:
 
 
 def _bare(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> bool:
-    """Whether a parameter is a site by itself: fused experts (E, o, i), or a matrix of a module of no known form, as
+    """Whether a parameter is a site by itself: fused experts (E, o, i), or a matrix of what is no layer of torch's, as
     the gates of mixtures of experts are."""
     owner = modules.get(name.rpartition(".")[0])
-    return owner is not None and (tensor.ndim == 3 or (tensor.ndim == 2 and describe(name, owner).form == "other"))
+    if owner is None or tensor.ndim not in (2, 3):
+        return False
+    form = describe(name, owner).form
+    layer = form == "transposed" or (form != "other" and base_type(owner).__module__.startswith("torch.nn."))
+    return tensor.ndim == 3 or not layer
 
 
 def _nothing(what: Any, modules: Iterable[str]) -> str:

@@ -123,7 +123,7 @@ class ParameterSeam(Seam):
                 raise CompositionError(f"{type(kind).__name__} at {site.name!r}, a parameter: it has no bias to move.")
             total = total + weights[i].to(change) * change
         try:
-            target._parameters[site.parameter] = total
+            target._parameters[site.parameter] = total.to(weight.dtype)  # modules may be of higher precision
             return run(*args, **kwargs)
         finally:
             target._parameters[site.parameter] = weight

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...abstract import Kind
-from ...core import describe
+from ...core import base_type, describe
 from ...errors import FileError, listed
 from ...modules import IA3, AdaLoRA, BitFit, DoRA, Full, LoHa, LoKr, LoRA, Norm, VeRA
 from ...types import Params
@@ -106,10 +106,10 @@ def _parameter(source: Source, name: str, a: Tensor, b: Tensor, stable: bool) ->
     if weight.ndim not in (2, 3):
         raise FileError(f"{source.path}/{TENSORS}: {name!r} is {tuple(weight.shape)}, no matrix, or stack of them.")
     module = source.modules[owner]
-    form = describe(owner, module).form if last == "weight" else "other"
-    if form in ("linear", "embedding"):  # a layer's own, which is changed at the layer
+    layer = base_type(module) if last == "weight" else None
+    if layer in (nn.Linear, nn.Embedding):  # which is changed at the layer
         alpha = source.number("lora_alpha", 8, name, "alpha_pattern")
-        a, b = (a, b) if form == "linear" else (b.mT, a.mT)
+        a, b = (a, b) if layer is nn.Linear else (b.mT, a.mT)
         source.keep(owner, LoRA(len(a), float(alpha), stable), A=a.contiguous(), B=b.contiguous())
         return
     if weight.ndim == 3:
