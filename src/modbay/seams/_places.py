@@ -109,9 +109,10 @@ class ParameterSeam(Seam):
             f = Function(run, args, kwargs, target, site.name)
             route = modular.router(f.x, c)  # type: ignore[misc]
         route = one_for_all(route, site.name)
-        modules, weight = modular.modules_at(), target._parameters[site.parameter]
+        modules = modular.modules_at()
+        weight: Any = target._parameters[site.parameter]
         weights = route.dense(len(modules))
-        total: Any = weight
+        total = weight
         for i in modules.active(route):
             kind = modules.parts[i].kind
             if not isinstance(kind, ParameterComposition):
