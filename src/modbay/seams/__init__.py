@@ -24,5 +24,7 @@ from ._roles import role as role
 from ._seams import seam_for as seam_for
 from ._seat import Seam as Seam
 from ._seat import Seat as Seat
+from ._sides import crosses as crosses
+from ._sides import two_sided as two_sided
 from ._swap import swap as swap
 from ._swap import unswap as unswap

@@ -16,12 +16,13 @@ from ._match import Place, places
 from ._roles import role
 from ._seams import seam_for
 from ._seat import Seam, Seat, embeddings
+from ._sides import crosses, two_sided
 from ._swap import swap, unswap
 
 Spec = Kind | nn.Module | Mapping[Any, Kind]
 Pairs = list[tuple[Place, Kind]]
 
-CROSS = re.compile(r"(cross|enc_?dec|encoder_?att)[^.]*\.([^.]+\.)*(k|v|key|value)[^.]*$", re.IGNORECASE)
+KEYS = re.compile("[kv]", re.IGNORECASE)  # how the last name of a key's or value's projection begins
 
 FAST = (nn.TransformerEncoderLayer, nn.MultiheadAttention)  # torch's modules that may go past their children
 
@@ -269,12 +270,13 @@ def _own(name: str) -> bool:
 
 def _decodes(model: nn.Module, place: Place) -> bool:
     """Whether x at a place is of the decoder's positions: it is neither in the encoder nor around it, nor a key or
-    value of the attention to the encoder, which its name alone tells from the other (cross…, EncDec…, encoder_attn)."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or not hasattr(model, "get_encoder"):
+    value of the attention to the encoder."""
+    if not two_sided(model) or not hasattr(model, "get_encoder"):
         return False
     encoder: Any = model.get_encoder()  # type: ignore[operator]
     within, around = place.target in set(encoder.modules()), encoder in set(place.target.modules())
-    return not within and not around and not CROSS.search(place.site.name)
+    attention, _, last = place.site.name.rpartition(".")
+    return not within and not around and not (crosses(attention) and KEYS.match(last))
 
 
 def _no_fast_path(module: nn.Module, args: tuple) -> None:

@@ -11,6 +11,7 @@ from ..abstract import Context, Generator
 from ..core import Function, Modular, base_type, extended
 from ..errors import CallError, CompositionError
 from ._seat import Seam
+from ._sides import two_sided
 
 CACHES = ("cache", "past_key_values")
 AHEAD = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
@@ -31,7 +32,7 @@ class PromptSeam(Seam):
     def __init__(self, target: nn.Module):
         base = base_type(target)
         self.names = tuple(inspect.signature(base.forward).parameters)[1:]
-        self.two = bool(getattr(getattr(target, "config", None), "is_encoder_decoder", False))
+        self.two = two_sided(target)
         self.generating = False
         if "inputs_embeds" not in self.names or "input_ids" not in self.names or _table(target, self.two) is None:
             raise CompositionError(

@@ -8,7 +8,6 @@ r is the input of the part, which is what a parallel module reads; in front of a
 the attention of ALBERT adapters takes the one for the other, h for r.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ...core import describe
 from ...errors import FileError
-from ...seams import Roles
+from ...seams import Roles, crosses
 from ._names import kind, then
 from ._source import Source
 
@@ -88,7 +87,6 @@ PREFIXES |= {"mbart": PREFIXES["bart"], "plbart": PREFIXES["bart"], "deberta": {
 TWO = ("t5", "mt5", "bart", "mbart", "plbart")  # an encoder, whose prefixes have a name of their own, and a decoder
 BEGINS = {"gpt2": ".drop", "llama": ".embed_tokens", "t5": "encoder.embed_tokens"}  # what gives the first layer its
 BEGINS |= {"mistral": BEGINS["llama"], "mt5": BEGINS["t5"]}  # input, where it is no norm
-TO_ENCODER = re.compile(r"\.(EncDecAttention|encoder_attn|crossattention)\.")
 FUSED = "attn.c_attn"  # GPT-2's query, key and value, in this order
 
 
@@ -229,7 +227,7 @@ def projections(model: nn.Module, modules: Mapping[str, nn.Module], roles: Roles
             if site.endswith(".gate_proj"):
                 continue
             short = "intermediate" if site.endswith(".down_proj") else "output"  # which adapters calls so
-        out[site] = (layer, f"cross {short}" if TO_ENCODER.search(site) else short)
+        out[site] = (layer, f"cross {short}" if crosses(site) else short)
     for layer, block in enumerate(roles["block"]) if kind(model) == "deberta-v2" else ():
         out |= {f"{block}.attention.self.{name}": (layer, name[0]) for name in ("query_proj", "key_proj", "value_proj")}
     for layer, block in enumerate(roles["block"]) if kind(model) == "gpt2" else ():

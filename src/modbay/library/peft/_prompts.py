@@ -1,6 +1,5 @@
 """peft's prompts and prefixes: all of them lie in one tensor, under a bare name."""
 
-import re
 from typing import Any
 
 import torch
@@ -8,11 +7,10 @@ from torch import Tensor, nn
 
 from ...errors import FileError, listed
 from ...modules import Prefix, Prompt, Shift
-from ...seams import find_roles, named, window
+from ...seams import crosses, find_roles, named, two_sided, window
 from ._rotary import turning
 from ._source import TENSORS, Source
 
-CROSS = re.compile("cross|enc_?dec|encoder_?att", re.IGNORECASE)
 LEARNED = ("wpe", "position_embeddings", "embed_positions")  # tables of positions, by the names that models give them
 
 
@@ -64,22 +62,17 @@ def prefix(source: Source) -> None:
 def place(model: nn.Module, layer: int, layers: int) -> int:
     """Where in peft's table a layer's prefix is. Of an encoder-decoder peft takes four rows a layer, of its table twice
     over, and passes two of them on: every other one, so that with an even number of layers two have the same."""
-    return 2 * layer % layers if both(model) else layer
+    return 2 * layer % layers if two_sided(model) else layer
 
 
 def attentions(model: nn.Module) -> list[str]:
     """The attentions that have a prefix under peft, in order of the layers: those over the text itself, of an
     encoder-decoder the decoder's."""
     found = find_roles(model)["attention"]
-    if not both(model):
+    if not two_sided(model):
         return list(found)
     inside = decoder(model)
-    return [name for name in found if name.startswith(inside) and not CROSS.search(name.rpartition(".")[2])]
-
-
-def both(model: nn.Module) -> bool:
-    """Whether it is an encoder-decoder."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    return [name for name in found if name.startswith(inside) and not crosses(name)]
 
 
 def decoder(model: Any) -> str:
@@ -97,7 +90,7 @@ def relative(model: nn.Module, site: str) -> str | None:
 def positions(model: nn.Module, what: str) -> str | None:
     """The name of the table of positions, if the model has one, of an encoder-decoder the decoder's; FileError where it
     is no table, or where there are several."""
-    inside = decoder(model) if both(model) else ""
+    inside = decoder(model) if two_sided(model) else ""
     found = {
         name: module
         for name, module in named(model).items()

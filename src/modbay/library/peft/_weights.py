@@ -105,21 +105,18 @@ def _parameter(source: Source, name: str, a: Tensor, b: Tensor, stable: bool) ->
     assert weight is not None
     if weight.ndim not in (2, 3):
         raise FileError(f"{source.path}/{TENSORS}: {name!r} is {tuple(weight.shape)}, no matrix, or stack of them.")
-    module = source.modules[owner]
+    module, alpha = source.modules[owner], float(source.number("lora_alpha", 8, name, "alpha_pattern"))
     layer = base_type(module) if last == "weight" else None
     if layer in (nn.Linear, nn.Embedding):  # which is changed at the layer
-        alpha = source.number("lora_alpha", 8, name, "alpha_pattern")
         a, b = (a, b) if layer is nn.Linear else (b.mT, a.mT)
-        source.keep(owner, LoRA(len(a), float(alpha), stable), A=a.contiguous(), B=b.contiguous())
+        source.keep(owner, LoRA(len(a), alpha, stable), A=a.contiguous(), B=b.contiguous())
         return
     if weight.ndim == 3:
         experts = weight.shape[0]
         a, b = a.view(experts, -1, a.shape[-1]), b.view(b.shape[0], -1, experts).permute(2, 0, 1)
         if getattr(module, "is_transposed", False):  # the weight is (E, i, o), and ΔW = (B A)ᵀ = Aᵀ Bᵀ
             a, b = b.mT, a.mT
-    rank = a.shape[-2]
-    alpha = source.number("lora_alpha", 8, name, "alpha_pattern")
-    source.keep(name, LoRA(rank, float(alpha), stable), A=a, B=b)
+    source.keep(name, LoRA(a.shape[-2], alpha, stable), A=a, B=b)
 
 
 def _same_base(source: Source) -> None:

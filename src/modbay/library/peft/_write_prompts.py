@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...abstract import Context, Kind
 from ...modules import Prompt, Shift
+from ...seams import two_sided
 from ._draft import Draft
-from ._prompts import attentions, both, place, positions, relative
+from ._prompts import attentions, place, positions, relative
 from ._rotary import turning
 
 
@@ -54,6 +55,6 @@ def prefix(draft: Draft, sites: Mapping[str, Kind]) -> None:
     heads, width = table.shape[1], table.shape[3]
     draft.tensors["prompt_embeddings"] = table.permute(2, 0, 1, 3).flatten(1)
     draft.config |= {"num_virtual_tokens": n, "token_dim": heads * width,
-                     "num_transformer_submodules": 2 if both(draft.model) else 1,
+                     "num_transformer_submodules": 2 if two_sided(draft.model) else 1,
                      "num_attention_heads": heads, "num_layers": len(order), "prefix_projection": False,
                      "encoder_hidden_size": heads * width}  # fmt: skip
